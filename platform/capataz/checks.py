@@ -1,0 +1,33 @@
+"""System checks: what must be true of an installation before it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning, register
+
+
+@register()
+def servers_are_configured(**_: Any) -> list[CheckMessage]:
+    """Commands other than ``up`` need to know where PostgreSQL and Redis are."""
+    hint = (
+        "start the platform with `manage.py up`, set CAPATAZ_HOME to its data directory, "
+        "or set DATABASE_URL and REDIS_URL"
+    )
+    missing = [name for name in ("DATABASE_URL", "REDIS_URL") if not getattr(settings, name)]
+    return [Warning(f"no {name} is configured", hint=hint, id="capataz.W001") for name in missing]
+
+
+@register()
+def beats_fit_into_the_timeout(**_: Any) -> list[CheckMessage]:
+    """A worker must be able to miss beats without being robbed."""
+    if settings.LOOKS_WITH_FREE_LOCK >= settings.LOOKS_WITHOUT_BEAT:
+        return [
+            Error(
+                "CAPATAZ_LOOKS_WITH_FREE_LOCK must be below CAPATAZ_LOOKS_WITHOUT_BEAT",
+                hint="the defaults are 3 and 15",
+                id="capataz.E001",
+            )
+        ]
+    return []

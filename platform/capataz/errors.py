@@ -1,0 +1,53 @@
+"""What can go wrong, in words that a caller can act on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class CapatazError(Exception):
+    """The base of every error that Capataz raises on purpose."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with what was submitted: where, what kind, and what would be right."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class InvalidSubmission(CapatazError):
+    """A submission that cannot be accepted; ``faults`` names everything that is wrong with it."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        self.faults = faults
+        super().__init__("; ".join(f"{fault.pointer}: {fault.detail}" for fault in faults))
+
+
+class IllegalMove(CapatazError):
+    """A task cannot make this move from the state that it is in."""
+
+
+class Conflict(CapatazError):
+    """What was asked for contradicts what is already there."""
+
+
+class Discard(CapatazError):
+    """Raised by a handler: this task is not worth repeating, make it a dead letter now."""
+
+
+class TaskCancelled(BaseException):
+    """Raised inside a running handler whose task was cancelled.
+
+    A BaseException, so that a handler's own ``except Exception`` does not swallow it.
+    """
+
+
+class SoftTimeLimitExceeded(CapatazError):
+    """Raised inside a running handler when its soft time limit has passed."""
+
+
+class ConfigurationError(CapatazError):
+    """A setting or a handler's declaration that makes no sense; the message says how to mend it."""

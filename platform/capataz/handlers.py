@@ -1,0 +1,194 @@
+"""Handlers: the functions that do the work, each registered under a stable name."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from capataz import jsontext
+from capataz import priority as priorities
+from capataz.errors import ConfigurationError, Fault, InvalidSubmission
+from capataz.policy import Retry, exponential
+
+TYPE_NAME = re.compile(r"[a-z][a-z0-9_.]{0,63}")
+QUEUE_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+
+MAX_TIME_LIMIT = 24 * 3600.0
+
+Payload = TypeVar("Payload")
+
+
+@dataclass
+class RunningTask:
+    """What a handler is told about the task it is working on.
+
+    ``attempt`` is 1 for the first attempt and counts failures only; ``starts`` counts every start, also
+    those whose worker died.
+    """
+
+    id: uuid.UUID
+    type: str
+    attempt: int
+    starts: int
+    report_progress: Callable[[int, str], None] = lambda percent, message: None
+
+    def progress(self, percent: int, message: str = "") -> None:
+        """Tell the outside how far the work is: 0 to 100 percent, and a line of at most 200 characters.
+
+        Raises ValueError if ``percent`` is out of range.
+        """
+        if not 0 <= percent <= 100:
+            raise ValueError(f"progress is 0 to 100 percent, not {percent}")
+        self.report_progress(int(percent), message[:200])
+
+
+@dataclass(frozen=True, eq=False)
+class Handler(Generic[Payload]):
+    """A registered handler and the policy it declares.
+
+    Time limits are seconds: at the soft one ``SoftTimeLimitExceeded`` is raised inside the function, at
+    the hard one its process is killed; both make a failed attempt.
+    """
+
+    name: str
+    function: Callable[[RunningTask, Payload], Any]
+    payload: TypeAdapter[Payload]
+    queue: str
+    priority: int
+    retry: Retry
+    soft_time_limit: float | None
+    time_limit: float
+
+    def __call__(self, task: RunningTask, payload: Payload) -> Any:
+        """Run the function here and now, without a task."""
+        return self.function(task, payload)
+
+    def parse(self, data: Any) -> str:
+        """The payload as JSON text, validated against the handler's model.
+
+        Raises InvalidSubmission naming every fault, each with a pointer that starts at ``data``.
+        """
+        try:
+            # Round trip through JSON, so that the row holds what a worker will be able to read back.
+            model = self.payload.validate_python(data)
+            text = self.payload.dump_json(model, by_alias=True, exclude_unset=True).decode()
+        except ValidationError as error:
+            raise InvalidSubmission(list(_faults(error))) from None
+        except ValueError as error:  # what is not JSON at all, such as a lone surrogate
+            raise InvalidSubmission([Fault("data", "not_json", str(error))]) from None
+        if jsontext.has_nul(text):
+            raise InvalidSubmission([Fault("data", "nul", "must not contain the character U+0000")])
+        return text
+
+    def load(self, text: str | bytes) -> Payload:
+        """The payload from the JSON text that ``parse`` returned."""
+        return self.payload.validate_json(text)
+
+    def delay(self, *args: Any, **kwargs: Any) -> Any:
+        """Submit a task with the payload given as keyword arguments, as Celery's ``delay``."""
+        return self.celery_task.delay(*args, **kwargs)
+
+    def apply_async(self, *args: Any, **options: Any) -> Any:
+        """Submit a task with options such as ``countdown``, ``eta``, ``priority``, ``expires``."""
+        return self.celery_task.apply_async(*args, **options)
+
+    @property
+    def celery_task(self) -> Any:
+        """The Celery task of the same name."""
+        from celery import current_app
+
+        return current_app.tasks[self.name]
+
+
+_registry: dict[str, Handler[Any]] = {}
+_listeners: list[Callable[[Handler[Any]], None]] = []
+
+
+def handler(
+    name: str,
+    *,
+    payload: Any = None,
+    queue: str = "default",
+    priority: int | str = priorities.DEFAULT,
+    retry: Retry | None = None,
+    soft_time_limit: float | None = None,
+    time_limit: float = 300,
+) -> Callable[[Callable[[RunningTask, Any], Any]], Handler[Any]]:
+    """Register a function as the handler of tasks of type ``name``.
+
+    ``payload`` is a pydantic model or any annotation that pydantic can validate; without it, any JSON
+    object is accepted. Limits are seconds.
+
+    Raises ConfigurationError for a declaration that makes no sense, or a name that is taken.
+    """
+    _check_declaration(name, queue, soft_time_limit, time_limit)
+
+    def register(function: Callable[[RunningTask, Any], Any]) -> Handler[Any]:
+        made: Handler[Any] = Handler(
+            name=name,
+            function=function,
+            payload=TypeAdapter(dict[str, Any] if payload is None else payload),
+            queue=queue,
+            priority=priorities.parse(priority),
+            retry=retry or exponential(),
+            soft_time_limit=soft_time_limit,
+            time_limit=time_limit,
+        )
+        _registry[name] = made
+        for listener in _listeners:
+            listener(made)
+        return made
+
+    return register
+
+
+def registered() -> Iterator[Handler[Any]]:
+    """Every registered handler, by name."""
+    return iter([_registry[name] for name in sorted(_registry)])
+
+
+def find(name: str) -> Handler[Any]:
+    """The handler of this name. Raises InvalidSubmission, listing the known types, if there is none."""
+    try:
+        return _registry[name]
+    except (KeyError, TypeError):
+        known = ", ".join(sorted(_registry))
+        detail = f"no handler is registered as {name!r}; known types: {known}"
+        raise InvalidSubmission([Fault("type", "unknown_type", detail)]) from None
+
+
+def is_registered(name: str) -> bool:
+    """Whether tasks of this type have a handler in this process."""
+    return name in _registry
+
+
+def on_registration(listener: Callable[[Handler[Any]], None]) -> None:
+    """Call ``listener`` with every handler registered so far and from now on."""
+    _listeners.append(listener)
+    for known in registered():
+        listener(known)
+
+
+def _check_declaration(name: str, queue: str, soft: float | None, hard: float) -> None:
+    if not TYPE_NAME.fullmatch(name):
+        raise ConfigurationError(f"handler name {name!r} must match {TYPE_NAME.pattern}")
+    if name in _registry:
+        raise ConfigurationError(f"the handler {name!r} is registered twice")
+    if not QUEUE_NAME.fullmatch(queue):
+        raise ConfigurationError(f"queue {queue!r} of {name!r} must match {QUEUE_NAME.pattern}")
+    if not 0 < hard <= MAX_TIME_LIMIT:
+        raise ConfigurationError(f"time_limit of {name!r} must be above 0 and at most {MAX_TIME_LIMIT:.0f} s")
+    if soft is not None and not 0 < soft < hard:
+        raise ConfigurationError(f"soft_time_limit of {name!r} must be above 0 and below its time_limit")
+
+
+def _faults(error: ValidationError) -> Iterator[Fault]:
+    for fault in error.errors(include_url=False, include_context=False, include_input=False):
+        pointer = "/".join(["data", *(str(part) for part in fault["loc"])])
+        yield Fault(pointer, fault["type"], fault["msg"])
+

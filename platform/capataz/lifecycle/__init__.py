@@ -1,0 +1,1 @@
+"""The verbs: what happens to a task, one stage per file."""

@@ -1,0 +1,294 @@
+"""Dispatch: deciding what is released to the workers, and announcing it in Redis.
+
+The backlog stays in PostgreSQL. Only a window of it is released, so that priority is exact up to the
+window, and a pause or a cancel acts at once. Whatever happens to the messages, the rows know better:
+what nobody claims is published again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import redis
+from django.conf import settings
+
+from capataz import database, pointer
+from capataz.database import Connection
+from capataz.lifecycle import crew as crews
+from capataz.lifecycle import wakeup
+from capataz.lifecycle.crew import Crew
+from capataz.lifecycle.submission import known_queues
+from capataz.priority import redis_step
+from capataz.sql import statement
+
+# The first half of the advisory lock under which one queue is released.
+RELEASE_LOCK = 0x43505A51
+
+# A string (any value, kept for ever) that goes when Redis loses its data. Missing: publish all again.
+EPOCH_KEY = "capataz:epoch"
+
+MOST = 1000  # rows moved by one statement
+HOUSEKEEPING = 0.5  # seconds between two looks at deadlines and unclaimed tasks
+CREW = 0.25  # seconds for which the crew is taken to be unchanged
+LINGER = 2.0  # seconds of quick looks after the last release
+BUNDLE_BYTES = 1024 * 1024
+# Released tasks whose messages still lie in Redis are published again only after this long: workers
+# that are busy for an hour are no reason to fill Redis with copies.
+PATIENCE_WITH_A_FULL_LIST = 60.0  # seconds
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """One released task, as far as announcing it needs. ``alone`` asks for a message of its own."""
+
+    id: uuid.UUID
+    type: str
+    queue: str
+    priority: int
+    alone: bool
+    size: int
+
+
+class Dispatcher:
+    """One releaser. Two share the work safely: a lock per queue and release, and SKIP LOCKED."""
+
+    def __init__(self) -> None:
+        self._redis = redis.Redis.from_url(
+            settings.REDIS_URL, socket_timeout=1, socket_connect_timeout=1, client_name="capataz-dispatcher"
+        )
+        self._connection: Connection | None = None
+        self._crew = Crew()
+        self._crew_at = self._kept_house_at = self._released_at = -math.inf
+        self._redis_back_at = -math.inf
+        self._stopping = False
+
+    def stop(self) -> None:
+        """End ``run`` after the current turn."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Turn until stopped; a fault of PostgreSQL or Redis is waited out."""
+        while not self._stopping:
+            try:
+                released = self.turn()
+                self._rest(released)
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                _log.warning("the dispatcher has no database: %s", error)
+                self._disconnect()
+                time.sleep(0.5)
+
+    def turn(self) -> int:
+        """Release what may be released now; returns how many tasks that were."""
+        connection = self._connected()
+        now = time.monotonic()
+        if now - self._crew_at >= CREW:
+            self._crew, self._crew_at = crews.present(connection), now
+        connection.execute(statement("release_due"), {"most": MOST})
+        if now - self._kept_house_at >= HOUSEKEEPING:
+            self._kept_house_at = now
+            self._keep_house(connection)
+        if not self._redis_is_up():
+            return 0
+        released = 0
+        for [queue] in connection.execute(statement("waiting_queues")).fetchall():
+            batch = self._release(connection, queue)
+            self._publish(batch)
+            released += len(batch)
+        if released:
+            self._released_at = now
+        return released
+
+    # Releasing.
+
+    def _release(self, connection: Connection, queue: str) -> list[Released]:
+        """The next tasks of this queue, as many as the window has room for."""
+        slots, types = self._crew.slots.get(queue, 0), self._crew.types.get(queue, set())
+        if not slots or not types:
+            return []
+        with connection.transaction():
+            [[free]] = connection.execute(
+                "SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))", [RELEASE_LOCK, queue]
+            ).fetchall()
+            if not free:
+                return []
+            room = slots * settings.WINDOW - self._bundles_out(connection, queue)
+            if room <= 0:
+                return []
+            largest = max((self._crew.bundle_size(task_type) for task_type in types), default=1)
+            parameters = {
+                "queue": queue,
+                "types": sorted(types),
+                "most": min(MOST * 4, math.ceil(room * largest)),
+                "verify": settings.VERIFY_FIRST,
+            }
+            rows = connection.execute(statement("release"), parameters).fetchall()
+        return [Released(*row) for row in rows]
+
+    def _bundles_out(self, connection: Connection, queue: str) -> float:
+        rows = connection.execute(statement("out"), {"queue": queue})
+        return sum(count / self._crew.bundle_size(task_type) for task_type, count in rows)
+
+    # Announcing.
+
+    def _publish(self, released: Iterable[Released]) -> None:
+        """Announce released tasks. A failure costs nothing: they are verified in a few seconds."""
+        batch = sorted(released, key=lambda each: (-each.priority, each.id))
+        if not batch:
+            return
+        pipeline = self._redis.pipeline(transaction=False)
+        for bundle in bundles(batch, self._crew):
+            first = bundle[0]
+            step = redis_step(first.priority)
+            message = pointer.encode(first.type, first.queue, step, [each.id for each in bundle])
+            pipeline.lpush(pointer.queue_key(first.queue, step), message)
+        pipeline.get(EPOCH_KEY)
+        try:
+            *_, epoch = pipeline.execute()
+        except redis.RedisError as error:
+            self._redis_failed(error)
+            return
+        if epoch is None:
+            self._redis_forgot()
+
+    def _keep_house(self, connection: Connection) -> None:
+        connection.execute(statement("expire"), {"most": MOST})
+        usable = [
+            name for [name] in connection.execute("SELECT name FROM capataz_queue WHERE paused_at IS NULL")
+        ]
+        here = {
+            "queues": [queue for queue in usable if self._crew.slots.get(queue)],
+            "types": self._crew.all_types(),
+            "most": MOST,
+        }
+        connection.execute(statement("withdraw"), here)
+        if self._redis_is_up():
+            self._check_epoch()
+            self._verify(connection, here, everything=False)
+
+    def _verify(self, connection: Connection, here: dict[str, Any], *, everything: bool) -> None:
+        empty = here["queues"] if everything else self._empty_queues(here["queues"])
+        parameters = {
+            **here,
+            "queues": here["queues"],
+            "empty": empty,
+            "all": everything,
+            "first": settings.VERIFY_FIRST,
+            "longest": settings.VERIFY_LONGEST,
+            "patience": PATIENCE_WITH_A_FULL_LIST,
+        }
+        rows = connection.execute(statement("verify"), parameters).fetchall()
+        if rows:
+            _log.info("publishing %d unclaimed tasks again", len(rows))
+            self._publish(Released(*row) for row in rows)
+
+    def _empty_queues(self, queues: list[str]) -> list[str]:
+        """The queues of which Redis holds no message: whatever they have released is lost."""
+        steps = settings.CELERY_BROKER_TRANSPORT_OPTIONS["priority_steps"]
+        pipeline = self._redis.pipeline(transaction=False)
+        for queue in queues:
+            for step in steps:
+                pipeline.llen(pointer.queue_key(queue, step))
+        try:
+            lengths = pipeline.execute(raise_on_error=False)
+        except redis.RedisError as error:
+            self._redis_failed(error)
+            return []
+        count = len(steps)
+        totals = [lengths[index * count : (index + 1) * count] for index in range(len(queues))]
+        return [queue for queue, total in zip(queues, totals, strict=True) if not any(map(_number, total))]
+
+    # Redis.
+
+    def _redis_is_up(self) -> bool:
+        return time.monotonic() >= self._redis_back_at
+
+    def _redis_failed(self, error: redis.RedisError) -> None:
+        _log.warning("Redis cannot be reached, releasing waits a second: %s", error)
+        self._redis_back_at = time.monotonic() + 1.0
+
+    def _check_epoch(self) -> None:
+        try:
+            if self._redis.get(EPOCH_KEY) is None:
+                self._redis_forgot()
+        except redis.RedisError as error:
+            self._redis_failed(error)
+
+    def _redis_forgot(self) -> None:
+        """Redis has lost its data: publish every released task again, at once."""
+        _log.warning("Redis has forgotten its epoch: publishing everything that is released again")
+        here = {"queues": sorted(self._crew.slots), "types": self._crew.all_types(), "most": MOST * 100}
+        try:
+            self._redis.set(EPOCH_KEY, str(uuid.uuid4()))
+        except redis.RedisError as error:
+            self._redis_failed(error)
+            return
+        self._verify(self._connected(), here, everything=True)
+
+    # Rest.
+
+    def _rest(self, released: int) -> None:
+        """Sleep until there may be something to do: a NOTIFY, a due time, or the next look."""
+        busy = released or time.monotonic() - self._released_at < LINGER
+        patience = settings.DISPATCH_BUSY_POLL if busy else settings.DISPATCH_IDLE_POLL
+        connection = self._connected()
+        if not busy:
+            [[due]] = connection.execute(statement("next_due")).fetchall()
+            if due is not None:
+                patience = max(0.001, min(patience, due))
+        for _ in connection.notifies(timeout=patience, stop_after=1):
+            pass
+
+    def _connected(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = database.connect("dispatcher", durable=False)
+            self._connection.execute(f"LISTEN {wakeup.CHANNEL}")
+            self._connection.execute(statement("declare_queues"), {"names": sorted(known_queues())})
+            self._crew_at = -math.inf
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            try:
+                self._connection.close()
+            except psycopg.Error:
+                pass
+        self._connection = None
+
+
+def bundles(released: Iterable[Released], crew: Crew) -> Iterator[list[Released]]:
+    """These tasks, in order, as messages: tasks of one type and priority step together, up to the size
+    that keeps a bundle short; whatever has ended badly before goes alone.
+
+    The size also follows the backlog: a handful of tasks is spread over the slots, not piled on one.
+    """
+    batch = list(released)
+    waiting: dict[tuple[str, str], int] = {}
+    for each in batch:
+        waiting[each.queue, each.type] = waiting.get((each.queue, each.type), 0) + 1
+    open_bundles: dict[tuple[str, str, int], list[Released]] = {}
+    for each in batch:
+        slots = max(1, crew.slots.get(each.queue, 1))
+        size = min(crew.bundle_size(each.type), math.ceil(waiting[each.queue, each.type] / slots))
+        key = each.queue, each.type, redis_step(each.priority)
+        bundle = open_bundles.get(key, [])
+        if each.alone or size <= 1:
+            yield [each]
+        elif len(bundle) >= size or sum(item.size for item in bundle) + each.size > BUNDLE_BYTES:
+            yield bundle
+            open_bundles[key] = [each]
+        else:
+            open_bundles.setdefault(key, bundle).append(each)
+    yield from open_bundles.values()
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,112 @@
+"""Execution: claiming tasks for a worker and writing down how their runs ended."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+
+from capataz.database import Connection
+from capataz.models import Outcome
+from capataz.policy import Retry
+from capataz.sql import statement
+from capataz.states import State
+
+
+@dataclass(frozen=True)
+class Grant:
+    """The right to run one task, and what is needed for it. ``payload`` is JSON text, undecoded."""
+
+    id: uuid.UUID
+    run: int
+    type: str
+    payload: str
+    attempts: int
+    max_attempts: int
+    losses: int
+    worker_losses: int
+    soft_time_limit: float | None
+    time_limit: float | None
+
+
+@dataclass(frozen=True)
+class Finish:
+    """One run that ended: the state it leads to, and what is kept. The ``ago`` are seconds."""
+
+    id: uuid.UUID
+    run: int
+    state: State
+    outcome: Outcome
+    result: str | None = None
+    error: str | None = None
+    traceback: str | None = None
+    started_ago: float | None = None
+    ended_ago: float = 0.0
+    delay: float = 0.0
+    counted: bool = False
+
+
+def claim(connection: Connection, worker_id: int, runs: Sequence[tuple[uuid.UUID, int]]) -> list[Grant]:
+    """Claim these tasks under these run numbers; what does not come back was not to be had."""
+    wanted = {"worker": worker_id, "ids": [each[0] for each in runs], "runs": [each[1] for each in runs]}
+    return [Grant(*row) for row in connection.execute(statement("claim"), wanted)]
+
+
+def finish(connection: Connection, finishes: Sequence[Finish]) -> set[uuid.UUID]:
+    """End these runs; an id that does not come back was refused, because the run was no longer held."""
+    columns: dict[str, list[Any]] = {
+        "ids": [each.id for each in finishes],
+        "runs": [each.run for each in finishes],
+        "states": [each.state.value for each in finishes],
+        "outcomes": [each.outcome.value for each in finishes],
+        "results": [each.result for each in finishes],
+        "errors": [each.error for each in finishes],
+        "tracebacks": [each.traceback for each in finishes],
+        "started_ago": [each.started_ago for each in finishes],
+        "ended_ago": [each.ended_ago for each in finishes],
+        "delays": [each.delay for each in finishes],
+        "counted": [each.counted for each in finishes],
+    }
+    return {row[0] for row in connection.execute(statement("finish"), columns)}
+
+
+def mark_running(connection: Connection, started: Sequence[tuple[uuid.UUID, int, float]]) -> set[int]:
+    """Show these runs, each with the seconds since it started, as running; returns those shown."""
+    columns = {
+        "ids": [each[0] for each in started],
+        "runs": [each[1] for each in started],
+        "ago": [each[2] for each in started],
+    }
+    return {row[0] for row in connection.execute(statement("mark_running"), columns)}
+
+
+def report_progress(connection: Connection, said: Iterable[tuple[uuid.UUID, int, int, str]]) -> None:
+    """Write the latest progress (percent, message) of these runs."""
+    rows = list(said)
+    columns = {
+        "ids": [each[0] for each in rows],
+        "runs": [each[1] for each in rows],
+        "percents": [each[2] for each in rows],
+        "messages": [each[3] for each in rows],
+    }
+    connection.execute(statement("report_progress"), columns)
+
+
+def held_rows(connection: Connection, worker_id: int) -> list[tuple[uuid.UUID, int, bool]]:
+    """(id, run, whether a cancel was requested) of every row that this worker holds."""
+    return connection.execute(statement("held_rows"), {"worker": worker_id}).fetchall()
+
+
+def after_failure(retry: Retry, *, attempts: int, max_attempts: int, retryable: bool) -> tuple[State, float]:
+    """Where a failed attempt leads, and the seconds to wait; ``attempts`` counts it."""
+    if retryable and attempts < max_attempts:
+        return State.RETRYING, retry.delay(attempts).total_seconds()
+    return State.DEAD, 0.0
+
+
+def after_loss(losses: int) -> State:
+    """Where the death of a task's own process leads; ``losses`` counts it."""
+    return State.DEAD if losses >= settings.MAX_LOSSES else State.QUEUED

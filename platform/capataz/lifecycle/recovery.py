@@ -1,0 +1,140 @@
+"""Recovery: seeing that a worker has died, and taking its tasks back. Never touches Redis."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from django.conf import settings
+
+from capataz import backoff, database
+from capataz.database import Connection
+from capataz.lifecycle import presence
+from capataz.sql import statement
+
+LOOK = 1.0  # seconds between two looks
+# After a gap of more than this between two looks, what was seen before counts no more: the database or
+# this process stood still, and a stall must not look like mass death.
+LARGEST_GAP = 2.0  # seconds, beyond which the count of looks starts again
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Sighting:
+    """What the last looks saw of one worker."""
+
+    heartbeat: datetime
+    silent_looks: int = 0
+
+
+class Recovery(threading.Thread):
+    """Looks after the workers once a second, with a connection of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(name="capataz-recovery", daemon=True)
+        self._connection: Connection | None = None
+        self._postmaster: datetime | None = None
+        self._sightings: dict[int, Sighting] = {}
+        self._looked_at: float | None = None
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Look until stopped; a fault of the database is waited out, and the count starts again."""
+        while not self._stopping.wait(LOOK):
+            try:
+                self.look()
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                _log.warning("recovery has no database: %s", error)
+                self._start_again()
+                self._disconnect()
+            except Exception:
+                _log.exception("recovery stumbled and goes on")
+                self._disconnect()
+
+    def look(self) -> None:
+        """One look at every worker; buries the dead and recovers what they hold."""
+        connection = self._connected()
+        self._mind_the_gap(connection)
+        workers = connection.execute(statement("silent_workers"), {"lock": presence.LOCK_CLASS}).fetchall()
+        self._sightings = {row[0]: self._sight(row) for row in workers}
+        for worker_id, name, _, backends, lock_is_free in workers:
+            looks = self._sightings[worker_id].silent_looks
+            if because := verdict(looks, lock_is_free):
+                _log.error("worker %s is dead: %s", name, because)
+                bury(connection, worker_id, backends, because)
+        for [worker_id] in connection.execute(statement("orphans")).fetchall():
+            recover(connection, worker_id)
+
+    def _sight(self, row: Any) -> Sighting:
+        worker_id, _, heartbeat, _, _ = row
+        before = self._sightings.get(worker_id)
+        if before is None or before.heartbeat != heartbeat:
+            return Sighting(heartbeat)
+        return Sighting(heartbeat, before.silent_looks + 1)
+
+    def _mind_the_gap(self, connection: Connection) -> None:
+        now = time.monotonic()
+        [[started]] = connection.execute("SELECT pg_postmaster_start_time()").fetchall()
+        gap = self._looked_at is None or now - self._looked_at > LOOK + LARGEST_GAP
+        if gap or started != self._postmaster:
+            self._sightings.clear()
+        self._looked_at, self._postmaster = now, started
+
+    def _start_again(self) -> None:
+        self._sightings.clear()
+        self._looked_at = None
+
+    def _connected(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = database.connect("recovery")
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            try:
+                self._connection.close()
+            except psycopg.Error:
+                pass
+        self._connection = None
+
+
+def verdict(silent_looks: int, lock_is_free: bool) -> str:
+    """Why a worker that has been silent for so many looks is dead; empty if it is not yet."""
+    if lock_is_free and silent_looks >= settings.LOOKS_WITH_FREE_LOCK:
+        return f"its session is gone and {silent_looks} looks saw no heartbeat"
+    if silent_looks >= settings.LOOKS_WITHOUT_BEAT:
+        return f"{silent_looks} looks saw no heartbeat"
+    return ""
+
+
+def bury(connection: Connection, worker_id: int, backends: Any, because: str) -> None:
+    """Give a worker up for dead: end its sessions, grant it nothing more, announce its messages anew."""
+    connection.execute(statement("terminate_backends"), {"backends": json.dumps(backends)})
+    with connection.transaction():
+        connection.execute(statement("bury_worker"), {"worker": worker_id, "because": because})
+    connection.execute(statement("withdraw_queues_of"), {"worker": worker_id})
+
+
+def recover(connection: Connection, worker_id: int) -> int:
+    """Take back what this dead worker holds; returns how many tasks that were."""
+    parameters = {
+        "worker": worker_id,
+        "limit": settings.MAX_WORKER_LOSSES,
+        "base": backoff.LOSS_BASE,
+        "cap": backoff.LOSS_CAP,
+    }
+    rows = connection.execute(statement("recover"), parameters).fetchall()
+    if rows:
+        _log.warning("took %d tasks back from worker %d", len(rows), worker_id)
+    return len(rows)

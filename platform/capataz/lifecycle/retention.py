@@ -1,0 +1,73 @@
+"""Retention: deleting what is past its time, and keeping the partitions of the days ahead ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models.functions import Now
+
+from capataz.models import Task, Worker
+from capataz.models.worker import ALIVE
+from capataz.states import State
+
+PARTITIONED = ("capataz_attempt", "capataz_event")
+DAYS_AHEAD = 3
+# Workers that ended longer ago than this are no longer listed.
+KEEP_WORKERS = timedelta(days=7)
+
+
+def prune(
+    *,
+    succeeded: timedelta | None = None,
+    dead: timedelta | None = None,
+    cancelled: timedelta | None = None,
+    expired: timedelta | None = None,
+    batch: int = 1000,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, int]:
+    """Delete tasks that ended longer ago than their outcome is kept; returns how many of each.
+
+    What is not given is taken from the settings. Deletes in batches of ``batch``, each its own
+    transaction, and asks ``stop`` in between.
+    """
+    ages = {
+        State.SUCCEEDED: succeeded or timedelta(days=settings.KEEP_SUCCEEDED_DAYS),
+        State.DEAD: dead or timedelta(days=settings.KEEP_DEAD_DAYS),
+        State.CANCELLED: cancelled or timedelta(days=settings.KEEP_CANCELLED_DAYS),
+        State.EXPIRED: expired or timedelta(days=settings.KEEP_EXPIRED_DAYS),
+    }
+    deleted = {state.value: _prune_state(state, age, batch, stop) for state, age in ages.items()}
+    Worker.objects.exclude(state__in=ALIVE).filter(stopped_at__lt=Now() - KEEP_WORKERS).delete()
+    prepare_partitions()
+    _drop_partitions(max(ages.values()))
+    return deleted
+
+
+def _prune_state(state: State, age: timedelta, batch: int, stop: Callable[[], bool]) -> int:
+    total = 0
+    while not stop():
+        with transaction.atomic():
+            old = Task.objects.filter(state=state, finished_at__lt=Now() - age)
+            # By age through the primary key, whose ids sort by time: no index on finished_at is needed.
+            ids = list(old.order_by("pk").select_for_update(skip_locked=True).values_list("pk", flat=True)[:batch])
+            Task.objects.filter(pk__in=ids).delete()
+        total += len(ids)
+        if len(ids) < batch:
+            break
+    return total
+
+
+def prepare_partitions() -> None:
+    """Make the daily partitions of today and the days ahead; those that exist stay as they are."""
+    with connection.cursor() as cursor:
+        for table in PARTITIONED:
+            cursor.execute("SELECT capataz_prepare_partitions(%s, %s)", [table, DAYS_AHEAD])
+
+
+def _drop_partitions(age: timedelta) -> None:
+    with connection.cursor() as cursor:
+        for table in PARTITIONED:
+            cursor.execute("SELECT capataz_drop_partitions(%s, %s)", [table, age])

@@ -1,0 +1,41 @@
+"""Retry: a person asks for a task that ended without success to be run again."""
+
+from __future__ import annotations
+
+from django.db import transaction
+
+from capataz.errors import IllegalMove
+from capataz.lifecycle import notes, wakeup
+from capataz.models import Task
+from capataz.states import State
+
+RETRYABLE = frozenset({State.DEAD, State.CANCELLED, State.EXPIRED})
+
+
+def retry(task: Task, *, by: str = "") -> Task:
+    """Queue the task again, with all its attempts ahead of it; its history stays.
+
+    Raises IllegalMove unless it is dead, cancelled or expired.
+    """
+    with transaction.atomic():
+        ended = Task.objects.filter(pk=task.pk, state__in=RETRYABLE)
+        moved = ended.update(
+            state=State.QUEUED,
+            attempts=0,
+            losses=0,
+            worker_losses=0,
+            given_back=0,
+            finished_at=None,
+            expires_at=None,
+            cancel_requested_at=None,
+            error=None,
+            progress=None,
+            progress_message=None,
+        )
+        if not moved:
+            task.refresh_from_db()
+            raise IllegalMove(f"task {task} cannot be retried: it is {task.state}")
+        notes.tell("task.retried", task=task, by=by)
+        transaction.on_commit(wakeup.ring)
+    task.refresh_from_db()
+    return task

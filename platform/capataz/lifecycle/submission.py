@@ -1,0 +1,242 @@
+"""Submission: putting tasks into PostgreSQL, in the caller's own transaction."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from capataz import database, handlers
+from capataz import priority as priorities
+from capataz.errors import Conflict, Fault, InvalidSubmission
+from capataz.handlers import MAX_TIME_LIMIT, QUEUE_NAME, Handler
+from capataz.lifecycle import wakeup
+from capataz.models import Task
+from capataz.models.task import new_task_id
+from capataz.policy import MAX_ATTEMPTS
+from capataz.sql import statement
+
+MAX_DELAY = 10 * 366 * 24 * 3600.0
+MAX_FAULTS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What somebody asks for: a type and its data, and what differs from the handler's own policy.
+
+    ``delay`` and the limits are seconds. ``key`` is an id of the client's choice; one that is a UUID
+    becomes the id of the task itself.
+    """
+
+    type: str
+    data: Any = None
+    priority: int | str | None = None
+    queue: str | None = None
+    run_at: datetime | None = None
+    delay: float | None = None
+    expires_at: datetime | None = None
+    key: str | None = None
+    max_attempts: int | None = None
+    soft_time_limit: float | None = None
+    time_limit: float | None = None
+    submitted_by: str | None = None
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One checked submission, as the columns that ``submit.sql`` takes."""
+
+    id: uuid.UUID
+    key: str | None
+    type: str
+    queue: str
+    priority: int
+    payload: str
+    max_attempts: int
+    run_at: datetime | None
+    delay: float
+    expires_at: datetime | None
+    soft_time_limit: float | None
+    time_limit: float | None
+    submitted_by: str | None
+
+
+def submit(type: str, data: Any = None, **options: Any) -> Task:
+    """Accept one task; it exists when the caller's transaction commits, and never if that rolls back.
+
+    ``options`` are the fields of ``Submission``. With a ``key`` that is taken by a task of the same
+    type and payload, that task is returned.
+
+    Raises InvalidSubmission naming every fault, and Conflict if ``key`` is taken by another task.
+    """
+    [task_id] = submit_many([Submission(type=type, data=data, **options)])
+    return Task.objects.get(pk=task_id)
+
+
+def submit_many(submissions: Iterable[Submission]) -> list[uuid.UUID]:
+    """Accept all of these tasks or none, in one statement; the ids come back in the given order.
+
+    Raises InvalidSubmission with pointers such as ``tasks/3/data/to``, and Conflict for a taken key.
+    """
+    rows = _checked(list(submissions))
+    if not rows:
+        return []
+    with transaction.atomic():
+        ids = _insert(rows)
+        transaction.on_commit(wakeup.ring)
+    return ids
+
+
+def _checked(submissions: list[Submission]) -> list[_Row]:
+    rows: list[_Row] = []
+    faults: list[Fault] = []
+    single = len(submissions) == 1
+    for index, submission in enumerate(submissions):
+        try:
+            rows.append(_row(submission))
+        except InvalidSubmission as error:
+            prefix = "" if single else f"tasks/{index}/"
+            faults += [Fault(prefix + fault.pointer, fault.code, fault.detail) for fault in error.faults]
+            if len(faults) >= MAX_FAULTS:
+                break
+    if faults:
+        raise InvalidSubmission(faults)
+    return rows
+
+
+def _row(given: Submission) -> _Row:
+    known = handlers.find(given.type)
+    faults = list(_option_faults(given))
+    payload = ""
+    try:
+        payload = known.parse({} if given.data is None else given.data)
+        if len(payload) > settings.MAX_PAYLOAD:
+            faults.append(Fault("data", "too_large", f"must be at most {settings.MAX_PAYLOAD} bytes of JSON"))
+    except InvalidSubmission as error:
+        faults += error.faults
+    if faults:
+        raise InvalidSubmission(faults)
+    own_id = _as_uuid(given.key)
+    return _Row(
+        id=own_id or new_task_id(),
+        key=None if own_id else given.key,
+        type=known.name,
+        queue=given.queue or known.queue,
+        priority=known.priority if given.priority is None else priorities.parse(given.priority),
+        payload=payload,
+        max_attempts=given.max_attempts or known.retry.attempts,
+        run_at=given.run_at,
+        delay=given.delay or 0.0,
+        expires_at=given.expires_at,
+        soft_time_limit=given.soft_time_limit,
+        time_limit=given.time_limit,
+        submitted_by=given.submitted_by,
+    )
+
+
+def _option_faults(given: Submission) -> Iterator[Fault]:
+    if given.priority is not None:
+        try:
+            priorities.parse(given.priority)
+        except ValueError as error:
+            yield Fault("priority", "out_of_range", str(error))
+    if given.queue is not None and given.queue not in known_queues():
+        yield Fault("queue", "unknown_queue", f"must be one of {', '.join(sorted(known_queues()))}")
+    if given.key is not None and not (0 < len(given.key) <= 255 and given.key.isprintable()):
+        yield Fault("id", "bad_id", "must have 1 to 255 printable characters")
+    if given.delay is not None and not 0 <= given.delay <= MAX_DELAY:
+        yield Fault("delay", "out_of_range", f"must be 0 to {MAX_DELAY:.0f} seconds")
+    if given.max_attempts is not None and not 1 <= given.max_attempts <= MAX_ATTEMPTS:
+        yield Fault("maxAttempts", "out_of_range", f"must be 1 to {MAX_ATTEMPTS}")
+    for name, when in (("runAt", given.run_at), ("expiresAt", given.expires_at)):
+        if when is not None and when.tzinfo is None:
+            yield Fault(name, "no_time_zone", "must carry a time zone, such as Z")
+    for name, limit in (("timeLimit", given.time_limit), ("softTimeLimit", given.soft_time_limit)):
+        if limit is not None and not 0 < limit <= MAX_TIME_LIMIT:
+            yield Fault(name, "out_of_range", f"must be above 0 and at most {MAX_TIME_LIMIT:.0f} seconds")
+
+
+def known_queues() -> set[str]:
+    """The queues that handlers of this installation name, and the default one."""
+    return {settings.CELERY_TASK_DEFAULT_QUEUE, *(handler.queue for handler in handlers.registered())}
+
+
+def _insert(rows: list[_Row]) -> list[uuid.UUID]:
+    names = [field.name for field in fields(_Row)]
+    columns = {name: [getattr(row, name) for row in rows] for name in names}
+    with psycopg.Cursor(database.driver()) as cursor:
+        accepted = {row[0] for row in cursor.execute(statement("submit"), columns)}
+    if len(accepted) == len(rows):
+        return [row.id for row in rows]
+    return [row.id if row.id in accepted else _same_task(row).id for row in rows]
+
+
+def _same_task(row: _Row) -> Task:
+    """The task that holds this row's id. Raises Conflict if it is another task."""
+    task = Task.objects.filter(key=row.key).first() if row.key else Task.objects.filter(pk=row.id).first()
+    if task is None or task.type != row.type or task.payload != json.loads(row.payload):
+        raise Conflict(f"the id {row.key or row.id} is taken by another task")
+    return task
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True
+
+
+def from_celery(handler: Handler[Any], args: Any, kwargs: Any, options: Mapping[str, Any]) -> Task:
+    """Accept a task from ``delay``, ``apply_async``, ``send_task`` or ``celery call``.
+
+    The payload is the keyword arguments, or one positional dict. ``eta``, ``countdown``, ``expires``,
+    ``priority``, ``queue``, ``time_limit`` and ``soft_time_limit`` mean what they mean to Celery, but
+    wait in PostgreSQL.
+    """
+    return submit(
+        handler.name,
+        payload_of(args, kwargs),
+        run_at=options.get("eta"),
+        delay=options.get("countdown"),
+        expires_at=_expiry(options.get("expires")),
+        priority=options.get("priority"),
+        queue=options.get("queue"),
+        key=options.get("task_id"),
+        time_limit=options.get("time_limit"),
+        soft_time_limit=options.get("soft_time_limit"),
+    )
+
+
+def payload_of(args: Any, kwargs: Any) -> Any:
+    """The payload that a Celery call means: its keyword arguments, or its one positional object."""
+    positional = list(args or ())
+    if not positional:
+        return dict(kwargs or {})
+    if len(positional) == 1 and not kwargs and isinstance(positional[0], dict):
+        return positional[0]
+    detail = "give the payload as keyword arguments, or as one positional object"
+    raise InvalidSubmission([Fault("data", "positional", detail)])
+
+
+def _expiry(expires: Any) -> datetime | None:
+    if expires is None or isinstance(expires, datetime):
+        return expires
+    if isinstance(expires, str):
+        return datetime.fromisoformat(expires)
+    return timezone.now() + timedelta(seconds=float(expires))
+
+
+def _as_uuid(key: str | None) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(key) if key else None
+    except ValueError:
+        return None

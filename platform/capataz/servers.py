@@ -1,0 +1,97 @@
+"""Which PostgreSQL and Redis this process uses: the environment's, or those of the running platform."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from environs import Env, EnvError
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from capataz import home
+
+# Every connection of ours gives up on its own: a peer that froze must not hold a lock, and a lock that
+# nobody releases must not hold us. Milliseconds, except the keepalives, which are seconds.
+SESSION = {"idle_in_transaction_session_timeout": 5000, "lock_timeout": 5000}
+TCP = {
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10000,
+}
+
+
+def database_url(env: Env) -> str | None:
+    """The DSN from DATABASE_URL, the DB_* names, or the running platform; None if there is none.
+
+    Raises EnvError when DATABASE_URL and the DB_* names contradict each other.
+    """
+    names = {
+        "host": env.str("DB_HOST", None),
+        "port": env.str("DB_PORT", None),
+        "dbname": env.str("DB_NAME", None),
+        "user": env.str("DB_USER", None),
+        "password": env.str("DB_PASSWORD", None),
+    }
+    given = {key: value for key, value in names.items() if value}
+    url = env.str("DATABASE_URL", None)
+    if url:
+        try:
+            parts = conninfo_to_dict(url)
+        except ProgrammingError as error:
+            raise EnvError(f"DATABASE_URL is not a PostgreSQL URL or DSN: {error}") from None
+        _refuse_conflict("DATABASE_URL", "DB_", parts, given)
+        return str(url)
+    if "host" in given:
+        return make_conninfo(**{"dbname": "queue_system", "user": "postgres", **given})
+    return home.database_url()
+
+
+def redis_url(env: Env) -> str | None:
+    """The URL from REDIS_URL, the REDIS_* names, or the running platform; None if there is none.
+
+    Raises EnvError when REDIS_URL and the REDIS_* names contradict each other.
+    """
+    host = env.str("REDIS_HOST", None)
+    port = env.str("REDIS_PORT", None)
+    password = env.str("REDIS_PASSWORD", None)
+    url = env.str("REDIS_URL", None)
+    if url:
+        parts = urlsplit(url)
+        if parts.scheme not in ("redis", "rediss"):
+            raise EnvError("REDIS_URL must start with redis:// or rediss://")
+        found = {"host": parts.hostname, "port": str(parts.port or 6379)}
+        given = {"host": host, "port": port}
+        _refuse_conflict("REDIS_URL", "REDIS_", found, {k: v for k, v in given.items() if v})
+        return str(url)
+    if host:
+        secret = f":{quote(password, safe='')}@" if password else ""
+        return f"redis://{secret}{host}:{port or 6379}/0"
+    return home.redis_url()
+
+
+def django_database(url: str | None) -> dict[str, Any]:
+    """Django's settings for the database at ``url``; without one, settings that fail when used."""
+    parts = {key: str(value) for key, value in conninfo_to_dict(url or "").items() if value is not None}
+    options = " ".join(f"-c {name}={value}" for name, value in SESSION.items())
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": parts.pop("dbname", "capataz"),
+        "USER": parts.pop("user", ""),
+        "PASSWORD": parts.pop("password", ""),
+        "HOST": parts.pop("host", "" if url else "no-database-configured.invalid"),
+        "PORT": parts.pop("port", ""),
+        "CONN_MAX_AGE": 300,
+        "CONN_HEALTH_CHECKS": True,
+        "OPTIONS": {**TCP, **parts, "options": options},
+    }
+
+
+def _refuse_conflict(url_name: str, prefix: str, found: dict[str, Any], given: dict[str, str]) -> None:
+    for key, value in given.items():
+        if key in found and found[key] is not None and str(found[key]) != value:
+            name = prefix + {"dbname": "NAME"}.get(key, key.upper())
+            raise EnvError(f"{url_name} and {name} contradict each other: set one of them, or make them agree")

@@ -1,0 +1,273 @@
+"""Every setting, read from the environment once, with its unit, its default and the reason for it.
+
+Django's and Celery's own settings follow from these at the end. A value that makes no sense stops the
+start with a message that says how to mend it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from environs import Env
+from marshmallow.validate import OneOf, Range
+
+from capataz import home
+from capataz.priority import DEFAULT as DEFAULT_PRIORITY
+from capataz.priority import REDIS_STEPS
+from capataz.servers import database_url, django_database, redis_url
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+env = Env(eager=False)
+env.read_env(str(ROOT / ".env"), recurse=False)
+
+# --- Where things are ---------------------------------------------------------------------------------
+
+# The data directory: embedded servers, uploads, outputs, logs.
+CAPATAZ_DATA_DIR: Path = home.home()
+# Client-named paths such as /uploads/x are looked up under these and nowhere else.
+UPLOAD_ROOT: Path = env.path("UPLOAD_ROOT", CAPATAZ_DATA_DIR / "uploads")
+PROCESSED_ROOT: Path = env.path("PROCESSED_ROOT", CAPATAZ_DATA_DIR / "processed")
+DATA_ROOT: Path = env.path("DATA_ROOT", CAPATAZ_DATA_DIR / "data")
+EXPORT_ROOT: Path = env.path("EXPORT_ROOT", CAPATAZ_DATA_DIR / "exports")
+
+# --- The process --------------------------------------------------------------------------------------
+
+APP_ENV: str = env.str(
+    "APP_ENV",
+    env.str("NODE_ENV", "development"),
+    validate=OneOf(["development", "production", "test"], error="use development, production or test"),
+)
+LOG_LEVEL: str = env.str(
+    "LOG_LEVEL",
+    "info",
+    validate=OneOf(["error", "warn", "info", "debug"], error="use error, warn, info or debug"),
+)
+PORT: int = env.int("PORT", 3000, validate=Range(1, 65535))
+# Modules that register handlers; each is imported by every process.
+CAPATAZ_HANDLERS: list[str] = env.list("CAPATAZ_HANDLERS", ["tasks"])
+# demo.* handlers crash and sleep at a client's wish, so they exist only where somebody asked for them.
+CAPATAZ_DEMO: bool = env.bool("CAPATAZ_DEMO", APP_ENV != "production")
+
+# --- What a task may be -------------------------------------------------------------------------------
+
+# Attempts of a task whose handler declares none (seed name: MAX_RETRIES), and the first wait in
+# milliseconds (RETRY_DELAY).
+MAX_RETRIES: int = env.int("MAX_RETRIES", 3, validate=Range(0, 999))
+RETRY_DELAY: int = env.int("RETRY_DELAY", 5000, validate=Range(0, 3_600_000))
+# The largest payload, in bytes of JSON: a row is read by the claim, so it has to stay small.
+MAX_PAYLOAD = env.int("CAPATAZ_MAX_PAYLOAD", 256 * 1024, validate=Range(1024, 16 * 1024 * 1024))
+# The largest result, in bytes of JSON; a larger one is a failed attempt that says so.
+MAX_RESULT = env.int("CAPATAZ_MAX_RESULT", 1024 * 1024, validate=Range(1024, 64 * 1024 * 1024))
+
+# --- Workers ------------------------------------------------------------------------------------------
+
+# Slots of a worker started by `manage.py up` (seed name).
+MAX_CONCURRENT_JOBS: int = env.int("MAX_CONCURRENT_JOBS", 5, validate=Range(1, 1000))
+# Seconds between two heartbeats, and how many looks without one make a worker dead. A free lock and
+# three silent looks, or fifteen silent looks alone: fourteen beats can be lost to a slow network before
+# a healthy worker is robbed.
+HEARTBEAT = env.float("CAPATAZ_HEARTBEAT_SECONDS", 1.0, validate=Range(0.1, 10))
+LOOKS_WITH_FREE_LOCK = env.int("CAPATAZ_LOOKS_WITH_FREE_LOCK", 3, validate=Range(2, 60))
+LOOKS_WITHOUT_BEAT = env.int("CAPATAZ_LOOKS_WITHOUT_BEAT", 15, validate=Range(3, 600))
+# Seconds a stopping worker lets running tasks go on before it kills and gives them back.
+SHUTDOWN_GRACE = env.float("CAPATAZ_SHUTDOWN_GRACE_SECONDS", 10.0, validate=Range(0, 3600))
+# Child deaths that quarantine a task, and worker deaths that do.
+MAX_LOSSES = env.int("CAPATAZ_MAX_LOSSES", 3, validate=Range(1, 100))
+MAX_WORKER_LOSSES = env.int("CAPATAZ_MAX_WORKER_LOSSES", 10, validate=Range(1, 1000))
+# Seconds a plain Celery task may go unacknowledged by a worker that no longer refreshes it.
+VISIBILITY_TIMEOUT = env.int("CAPATAZ_VISIBILITY_TIMEOUT_SECONDS", 60, validate=Range(5, 86400))
+
+# --- Dispatch -----------------------------------------------------------------------------------------
+
+# Seconds between two looks of the dispatcher: while work waits, and at rest (it is woken by NOTIFY).
+DISPATCH_BUSY_POLL = env.float("CAPATAZ_DISPATCH_BUSY_POLL_SECONDS", 0.03, validate=Range(0.001, 1))
+DISPATCH_IDLE_POLL = env.float("CAPATAZ_DISPATCH_IDLE_POLL_SECONDS", 1.0, validate=Range(0.05, 60))
+# Bundles released ahead of the workers, as a multiple of their slots.
+WINDOW = env.float("CAPATAZ_WINDOW", 2.0, validate=Range(1, 100))
+# A bundle is meant to run this many seconds, and holds at most this many tasks.
+BUNDLE_SECONDS = env.float("CAPATAZ_BUNDLE_SECONDS", 0.1, validate=Range(0.001, 10))
+BUNDLE_TASKS = env.int("CAPATAZ_BUNDLE_TASKS", 100, validate=Range(1, 250))
+# Seconds after which a released task that nobody claimed is published again; doubled each time, up to
+# the longest.
+VERIFY_FIRST = env.float("CAPATAZ_VERIFY_FIRST_SECONDS", 3.0, validate=Range(0.5, 60))
+VERIFY_LONGEST = env.float("CAPATAZ_VERIFY_LONGEST_SECONDS", 60.0, validate=Range(1, 3600))
+
+# --- Retention, in days, per outcome ------------------------------------------------------------------
+
+KEEP_SUCCEEDED_DAYS = env.float("CAPATAZ_KEEP_SUCCEEDED_DAYS", 7, validate=Range(0.001, 36500))
+KEEP_DEAD_DAYS = env.float("CAPATAZ_KEEP_DEAD_DAYS", 90, validate=Range(0.001, 36500))
+KEEP_CANCELLED_DAYS = env.float("CAPATAZ_KEEP_CANCELLED_DAYS", 30, validate=Range(0.001, 36500))
+KEEP_EXPIRED_DAYS = env.float("CAPATAZ_KEEP_EXPIRED_DAYS", 30, validate=Range(0.001, 36500))
+
+# --- Django -------------------------------------------------------------------------------------------
+
+DEBUG = False
+_allowed_hosts: list[str] = env.list("ALLOWED_HOSTS", ["127.0.0.1", "localhost", "[::1]"])
+_trusted_origins: list[str] = env.list("CSRF_TRUSTED_ORIGINS", [])
+_secret_key: str = env.str("SECRET_KEY", "")
+_email_host: str = env.str("EMAIL_HOST", "127.0.0.1")
+_email_port: int = env.int("EMAIL_PORT", 2525, validate=Range(1, 65535))
+_email_user: str = env.str("EMAIL_USER", "")
+_email_password: str = env.str("EMAIL_PASSWORD", "")
+_email_tls: bool = env.bool("EMAIL_USE_TLS", False)
+_email_from: str = env.str("DEFAULT_FROM_EMAIL", "capataz@localhost")
+
+DATABASE_URL: str | None = database_url(env)
+REDIS_URL: str | None = redis_url(env)
+env.seal()
+
+
+def _secret_of_this_installation() -> str:
+    """The key in the data directory, made on first use, so that sessions and tokens outlive a restart."""
+    path = CAPATAZ_DATA_DIR / "secret-key"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:  # another process was faster
+            return path.read_text().strip()
+        with os.fdopen(descriptor, "w") as file:
+            key = secrets.token_urlsafe(48)
+            file.write(key)
+        return key
+
+
+SECRET_KEY = _secret_key or _secret_of_this_installation()
+ALLOWED_HOSTS = _allowed_hosts
+CSRF_TRUSTED_ORIGINS = _trusted_origins
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "servestatic",
+    "django.contrib.staticfiles",
+    "django_celery_results",
+    "django_celery_beat",
+    "capataz",
+    "tasks",
+    "dashboard",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "servestatic.middleware.ServeStaticMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "capataz.urls"
+WSGI_APPLICATION = "capataz.wsgi.application"
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+DATABASES = {"default": django_database(DATABASE_URL)}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
+]
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en"
+STATIC_URL = "static/"
+STATIC_ROOT = CAPATAZ_DATA_DIR / "static"
+SERVESTATIC_USE_FINDERS = True
+# A POST to an address without its slash must not become a redirected GET.
+APPEND_SLASH = False
+LOGIN_URL = "admin:login"
+# The bulk call has a cap of its own, 64 MiB.
+DATA_UPLOAD_MAX_MEMORY_SIZE = 64 * 1024 * 1024
+SECURE_CONTENT_TYPE_NOSNIFF = True
+X_FRAME_OPTIONS = "DENY"
+SECURE_REFERRER_POLICY = "same-origin"
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
+
+EMAIL_HOST, EMAIL_PORT = _email_host, _email_port
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD, EMAIL_USE_TLS = _email_user, _email_password, _email_tls
+EMAIL_TIMEOUT = 20  # seconds: below every e-mail handler's soft limit
+DEFAULT_FROM_EMAIL = _email_from
+
+_level = {"error": "ERROR", "warn": "WARNING", "info": "INFO", "debug": "DEBUG"}[LOG_LEVEL]
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": "WARNING"},
+    "loggers": {"capataz": {"level": _level}, "tasks": {"level": _level}},
+}
+
+# --- Celery -------------------------------------------------------------------------------------------
+
+CELERY_BROKER_URL = REDIS_URL or "redis://no-redis-configured.invalid/0"
+CELERY_BROKER_TRANSPORT = "capataz.worker.transport:Transport"
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "visibility_timeout": VISIBILITY_TIMEOUT,
+    # The stock sweep comes every 100 s; a lost message of a plain task should not wait for it.
+    "unacked_restore_interval": 5,
+    "unacked_restore_throttle": 1,
+    "unacked_restore_limit": 500,
+    # A sweeper that died would block the others for this many seconds (stock: 300).
+    "unacked_mutex_expire": 20,
+    "priority_steps": list(REDIS_STEPS),
+    "sep": ":",
+    "queue_order_strategy": "round_robin",
+    "socket_timeout": 10,
+    "socket_connect_timeout": 3,
+    # kombu switches TCP keepalive off unless told otherwise.
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+    "client_name": "capataz",
+}
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None  # the stock worker exits after 100
+CELERY_BROKER_POOL_ACQUIRE_TIMEOUT = 5
+CELERY_RESULT_BACKEND = "capataz.worker.results:ResultBackend"
+CELERY_RESULT_EXTENDED = True
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_REJECT_ON_WORKER_LOST = True  # for plain tasks; see capataz.worker.plain
+CELERY_TASK_TRACK_STARTED = True
+CELERY_TASK_DEFAULT_QUEUE = "default"
+CELERY_TASK_CREATE_MISSING_QUEUES = False  # a typo is an error, not a black hole
+# Unset would be kombu's most urgent step.
+CELERY_TASK_DEFAULT_PRIORITY = 10 - DEFAULT_PRIORITY
+CELERY_TASK_SERIALIZER = CELERY_RESULT_SERIALIZER = CELERY_EVENT_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = CELERY_RESULT_ACCEPT_CONTENT = ["json"]
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_PROC_ALIVE_TIMEOUT = 30  # the stock 4 s kill a child that starts on a busy machine
+CELERY_WORKER_AUTOSCALER = "capataz.worker.autoscaler:Autoscaler"
+CELERY_WORKER_CONSUMER = "capataz.worker.consumer:Consumer"
+CELERY_WORKER_POOL = "prefork"
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
+CELERY_WORKER_ENABLE_PREFETCH_COUNT_REDUCTION = False
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_SEND_TASK_EVENTS = False
+CELERY_ENABLE_UTC, CELERY_TIMEZONE = True, "UTC"
+CELERY_BEAT_SCHEDULER = "capataz.beat:Scheduler"
+CELERY_BEAT_SYNC_EVERY = 1
+CELERY_BEAT_MAX_LOOP_INTERVAL = 1
+# Celery closes the connection after every task unless told how often it may be used.
+CELERY_DB_REUSE_MAX = 1_000_000_000
+DJANGO_CELERY_BEAT_TZ_AWARE = True

@@ -1,0 +1,10 @@
+-- bury_worker: a worker is given up for dead, with an event. Nothing is granted to it from here on.
+WITH worker AS (
+    UPDATE capataz_worker
+       SET state = 'lost', stopped_at = now(), processes = 0, claimed = 0, running = 0
+     WHERE id = %(worker)s
+       AND state IN ('running', 'draining')
+    RETURNING id, name
+)
+INSERT INTO capataz_event (at, kind, worker_id, subject, detail)
+SELECT now(), 'worker.lost', id, name, jsonb_build_object('because', %(because)s::text) FROM worker;

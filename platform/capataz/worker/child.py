@@ -1,0 +1,176 @@
+"""Inside a pool child: run the tasks of a bundle one after the other, reporting each as it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+import traceback as tracebacks
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from celery import current_app, signals
+from django.conf import settings
+from django.db import connections
+
+from capataz import jsontext
+from capataz.errors import Discard, SoftTimeLimitExceeded, TaskCancelled
+from capataz.handlers import Handler, RunningTask, find
+from capataz.worker.channel import Channel
+
+STEP, PROGRESS = "step", "progress"
+SUCCEEDED, FAILED, INTERRUPTED = "succeeded", "failed", "interrupted"
+
+ERROR_LENGTH = 2_000
+TRACEBACK_LENGTH = 20_000
+
+_channel: Channel | None = None
+_interruptible = False
+
+
+def attach(channel: Channel) -> None:
+    """Remember the parent's channel, so that every child forked from now on has it."""
+    global _channel
+    _channel = channel
+
+
+def prepare() -> None:
+    """Make a fresh child ready: its own process group, first in line for the OOM killer, our signals."""
+    os.setpgid(0, 0)
+    _raise_oom_score(500)
+    signal.signal(signal.SIGALRM, _on_soft_time_limit)
+    signal.signal(signal.SIGUSR2, _on_cancel)
+
+
+def run_bundle(pipe: int, serial: int, task_type: str, items: list[tuple[Any, ...]]) -> None:
+    """Run every task of the bundle that nobody takes back. Each item is (id, payload, attempt, starts, soft)."""
+    assert _channel is not None
+    pid = os.getpid()
+    tokens, reports = _channel.tokens[pipe], _channel.reports
+    handler = find(task_type)
+    ended: tuple[Any, ...] | None = None
+    while (index := tokens.take(serial)) is not None:
+        reports.send((STEP, pid, serial, ended, (index, time.monotonic())))
+        ended = (index, *_outcome(handler, serial, index, items[index]), time.monotonic())
+    reports.send((STEP, pid, serial, ended, None))
+
+
+def _outcome(handler: Handler[Any], serial: int, index: int, item: tuple[Any, ...]) -> tuple[Any, ...]:
+    """(how it ended, result, error, traceback, retryable) of one task. Never raises."""
+    try:
+        with _interruptions(item[4]):
+            value = _call(handler, serial, index, item)
+    except BaseException as error:
+        return _failure(error)
+    finally:
+        _leave_no_transaction()
+    try:
+        return SUCCEEDED, jsontext.dumps(value, limit=settings.MAX_RESULT), None, None, True
+    except ValueError as error:
+        return FAILED, None, f"the result cannot be stored: {error}", None, True
+
+
+def _call(handler: Handler[Any], serial: int, index: int, item: tuple[Any, ...]) -> Any:
+    task_id, payload, attempt, starts, _ = item
+    running = RunningTask(
+        id=uuid.UUID(bytes=task_id),
+        type=handler.name,
+        attempt=attempt,
+        starts=starts,
+        report_progress=lambda percent, message: _report_progress(serial, index, percent, message),
+    )
+    with _celery_context(handler, running) as context:
+        value = handler.function(running, handler.load(payload))
+        context["retval"] = asyncio.run(value) if asyncio.iscoroutine(value) else value
+        context["state"] = "SUCCESS"
+    return context["retval"]
+
+
+@contextmanager
+def _celery_context(handler: Handler[Any], running: RunningTask) -> Iterator[dict[str, Any]]:
+    """Celery's own signals and ``current_task``, so that what hooks into them works unchanged."""
+    task, name = current_app.tasks[handler.name], str(running.id)
+    about = {"task_id": name, "task": task, "args": (), "kwargs": {}}
+    task.push_request(id=name, task=handler.name, retries=running.attempt - 1, called_directly=False)
+    context: dict[str, Any] = {"retval": None, "state": "FAILURE"}
+    try:
+        signals.task_prerun.send(sender=task, **about)
+        try:
+            yield context
+        except Exception as error:
+            signals.task_failure.send(
+                sender=task, exception=error, traceback=error.__traceback__, einfo=None, **about
+            )
+            raise
+        else:
+            signals.task_success.send(sender=task, result=context["retval"])
+        finally:
+            signals.task_postrun.send(sender=task, **about, **context)
+    finally:
+        task.pop_request()
+
+
+def _failure(error: BaseException) -> tuple[Any, ...]:
+    text = jsontext.printable(_describe(error), ERROR_LENGTH)
+    lines = "".join(tracebacks.format_exception(error, limit=-30))
+    how = INTERRUPTED if isinstance(error, TaskCancelled) else FAILED
+    return how, None, text, jsontext.printable(lines, TRACEBACK_LENGTH), not isinstance(error, Discard)
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, SoftTimeLimitExceeded):
+        return str(error)
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__} (its text cannot be shown)"
+
+
+def _report_progress(serial: int, index: int, percent: int, message: str) -> None:
+    assert _channel is not None
+    _channel.reports.send((PROGRESS, os.getpid(), serial, index, percent, jsontext.printable(message, 200)))
+
+
+@contextmanager
+def _interruptions(soft_time_limit: float | None) -> Iterator[None]:
+    """Let the soft limit and a cancel raise inside, and only inside."""
+    global _interruptible
+    _interruptible = True
+    if soft_time_limit:
+        signal.setitimer(signal.ITIMER_REAL, soft_time_limit)
+    try:
+        yield
+    finally:
+        _interruptible = False
+        if soft_time_limit:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _on_soft_time_limit(*_: Any) -> None:
+    if _interruptible:
+        raise SoftTimeLimitExceeded("soft time limit exceeded")
+
+
+def _on_cancel(*_: Any) -> None:
+    if _interruptible:
+        raise TaskCancelled("the task was cancelled while it ran")
+
+
+def _leave_no_transaction() -> None:
+    """A handler that left a transaction open, or a broken connection, must not harm the next task."""
+    for connection in connections.all(initialized_only=True):
+        if connection.in_atomic_block or connection.errors_occurred:
+            connection.close()
+        else:
+            connection.close_if_unusable_or_obsolete()
+
+
+def _raise_oom_score(score: int) -> None:
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(score))
+    except OSError:
+        pass  # not permitted here; the parent is then no safer than its children

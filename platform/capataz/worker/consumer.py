@@ -1,0 +1,70 @@
+"""Celery's consumer, reconnecting steadily and surviving any message."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.worker.consumer import Consumer as StockConsumer
+from celery.worker.consumer.consumer import maybe_shutdown
+
+from capataz import pointer
+
+RECONNECT = 1.0  # seconds between two tries; the stock steps grow to 30
+
+_log = logging.getLogger(__name__)
+
+
+class Consumer(StockConsumer):
+    """Tells the station when the connection comes and goes, and never dies of a message."""
+
+    def on_close(self) -> None:
+        """The connection is lost: what the pool drops now is given back first."""
+        self.controller.station.disconnected()
+        super().on_close()
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """The event loop is about to turn."""
+        super().register_with_event_loop(hub)
+        self.controller.station.connected(self)
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect, trying every second for as long as it takes."""
+
+        def on_error(error: BaseException, interval: float) -> None:
+            _log.warning("no connection to %s: %s", conn.as_uri(), error)
+
+        conn = conn.ensure_connection(
+            on_error,
+            max_retries=None,
+            interval_start=RECONNECT,
+            interval_step=0,
+            interval_max=RECONNECT,
+            callback=maybe_shutdown,
+        )
+        self.first_connection_attempt = False
+        return conn
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
+        """The function that takes every message; one that it cannot take is dropped and logged."""
+        take = super().create_task_handler(*args, **kwargs)
+        passing = self.connection_errors
+
+        def on_task_received(message: Any) -> None:
+            try:
+                take(message)
+            except passing:
+                raise
+            except Exception:
+                _log.warning("dropped a message that no handler could take", exc_info=True)
+                message.reject_log_error(_log, passing)
+
+        return on_task_received
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """A pointer to a type that this worker does not know is dropped: the dispatcher sends it again."""
+        if pointer.is_pointer(message.headers):
+            _log.warning("dropped a pointer to the unknown type %r", message.headers.get("task"))
+            message.reject_log_error(_log, self.connection_errors)
+            return
+        super().on_unknown_task(body, message, exc)

@@ -1,0 +1,167 @@
+"""The heartbeat: a thread of the worker's parent that shows that it lives.
+
+It needs no event loop (kombu's stands still for as long as Redis is away) and reports how late that
+one is, so that a parent that hangs is not taken for one that works.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import psutil
+import psycopg
+from django.conf import settings
+
+from capataz import database
+from capataz.database import Connection
+from capataz.lifecycle import presence
+from capataz.lifecycle.presence import Sign
+
+# An event loop that is silent for this long while it should be consuming is beyond recovery.
+HUNG = 60.0  # seconds
+LOAD_EVERY = 2.0  # seconds between two measurements of CPU and memory
+
+_log = logging.getLogger(__name__)
+
+
+class Heartbeat(threading.Thread):
+    """Owns one connection and, through it, the lock on this worker's identity."""
+
+    def __init__(
+        self,
+        register: Callable[[Connection], int],
+        sign: Callable[[], Sign],
+        on_new_identity: Callable[[int], None],
+        on_hung: Callable[[], None],
+    ) -> None:
+        super().__init__(name="capataz-heartbeat", daemon=True)
+        self._register = register
+        self._sign = sign
+        self._on_new_identity = on_new_identity
+        self._on_hung = on_hung
+        self._connection: Connection | None = None
+        self._stopping = threading.Event()
+        self._load = Load()
+        self._scales: deque[tuple[int, int]] = deque()
+        self.worker_id = 0
+
+    def enroll(self) -> int:
+        """Register this worker; called once before the thread starts. Waits for the database."""
+        while True:
+            try:
+                self.worker_id = self._register(self._connected())
+                return self.worker_id
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                _log.warning("cannot register this worker yet: %s", error)
+                self._disconnect()
+                time.sleep(1)
+
+    def run(self) -> None:
+        """Beat until stopped."""
+        while not self._stopping.wait(settings.HEARTBEAT):
+            try:
+                self._beat()
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                _log.warning("a heartbeat did not get through: %s", error)
+                self._disconnect()
+            except Exception:
+                _log.exception("the heartbeat stumbled and goes on")
+
+    def stop(self) -> None:
+        """Beat no more, say that the worker stops, and free its lock."""
+        self._stopping.set()
+        self.join(timeout=5)
+        try:
+            presence.unregister(self._connected(), self.worker_id)
+        except psycopg.Error as error:
+            _log.warning("could not say that this worker stops: %s", error)
+        self._disconnect()
+
+    def note_scale(self, before: int, after: int) -> None:
+        """The pool has another size: an event, written with the next beat."""
+        self._scales.append((before, after))
+
+    def socket(self) -> int | None:
+        """The file descriptor of the connection, which a forked child has to close."""
+        connection = self._connection
+        return None if connection is None or connection.closed else connection.fileno()
+
+    def _beat(self) -> None:
+        sign = self._sign()
+        sign.cpu_percent, sign.ram_mb = self._load.measure()
+        if sign.phase == "running" and sign.loop_lag > HUNG:
+            _log.critical("the event loop has been silent for %.0f s: giving everything back", sign.loop_lag)
+            self._on_hung()
+        connection = self._connected()
+        sign.backends = [backend for backend in (self._backend, *sign.backends) if backend]
+        if not presence.beat(connection, self.worker_id, sign):
+            _log.error("worker %d was given up for dead: going on under a new identity", self.worker_id)
+            self.worker_id = self._register(connection)
+            self._on_new_identity(self.worker_id)
+        while self._scales:
+            before, after = self._scales[0]
+            detail = {"before": before, "after": after}
+            presence.tell(connection, self.worker_id, "worker.scaled", detail)
+            self._scales.popleft()
+
+    def _connected(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = database.connect("heartbeat")
+            [self._backend] = self._connection.execute(
+                "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+            ).fetchall()
+            if self.worker_id:
+                presence.hold_lock(self._connection, self.worker_id)
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            try:
+                self._connection.close()
+            except psycopg.Error:
+                pass
+        self._connection = None
+
+
+class Load:
+    """CPU and memory of this process and its children, measured now and then."""
+
+    def __init__(self) -> None:
+        self._measured = 0.0
+        self._cpu_seconds = 0.0
+        self._latest = (0.0, 0.0)
+
+    def measure(self) -> tuple[float, float]:
+        """(percent of one core since the last measurement, MiB resident)."""
+        now = time.monotonic()
+        if now - self._measured < LOAD_EVERY:
+            return self._latest
+        seconds, memory = _usage(os.getpid())
+        if self._measured:
+            percent = max(0.0, 100 * (seconds - self._cpu_seconds) / (now - self._measured))
+            self._latest = (round(percent, 1), round(memory / 2**20, 1))
+        self._measured, self._cpu_seconds = now, seconds
+        return self._latest
+
+
+def _usage(pid: int) -> tuple[float, int]:
+    seconds, memory = 0.0, 0
+    try:
+        parent = psutil.Process(pid)
+        family = [parent, *parent.children(recursive=True)]
+    except psutil.Error:
+        return 0.0, 0
+    for process in family:
+        try:
+            with process.oneshot():
+                times = process.cpu_times()
+                seconds += times.user + times.system
+                memory += process.memory_info().rss
+        except psutil.Error:
+            continue
+    return seconds, memory

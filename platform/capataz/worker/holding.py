@@ -1,0 +1,79 @@
+"""What a worker holds: tasks it was granted, and the bundles they travel in."""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from capataz.handlers import Handler
+
+
+class Ending(enum.Enum):
+    """How a run ended, as the worker saw it."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    LOST = "lost"  # its own process died
+    GIVEN_BACK = "given_back"  # the worker stops, or took it back to let others have it
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """One task that this worker holds under a run."""
+
+    id: uuid.UUID
+    run: int
+    type: str
+    handler: Handler[object]
+    payload: str
+    attempts: int
+    max_attempts: int
+    losses: int
+    worker_losses: int
+    soft_time_limit: float | None
+    time_limit: float
+    bundle: Bundle
+    index: int
+    started: float | None = None  # seconds of the machine's monotonic clock, from the child
+    ended: bool = False
+    stop_reason: Ending | None = None  # why its process is about to be killed
+    stop_text: str = ""
+    kill_at: float | None = None
+    shown_running: bool = False
+
+    @property
+    def starts(self) -> int:
+        """The how-manieth start the next one is, lost ones included."""
+        return self.attempts + self.losses + self.worker_losses + 1
+
+
+@dataclass(slots=True, eq=False)
+class Bundle:
+    """Tasks of one type that one message announced and one child runs, one after the other."""
+
+    serial: int
+    type: str
+    acknowledge: Callable[[], None]
+    items: list[Held] = field(default_factory=list)
+    pipe: int = -1
+    pid: int | None = None
+    current: Held | None = None
+    open: int = 0  # items whose outcome is not committed yet
+    job: object | None = None
+
+
+@dataclass(slots=True)
+class Ended:
+    """The end of a run, on its way into the ledger. ``ended`` is a time of the monotonic clock."""
+
+    held: Held
+    ending: Ending
+    ended: float
+    result: str | None = None
+    error: str | None = None
+    traceback: str | None = None
+    retryable: bool = True
+    counted: bool = False  # a give-back that the task's row counts

@@ -1,0 +1,466 @@
+"""The ledger: the thread of a worker's parent that claims and finishes, many tasks in one commit.
+
+Everything that queued up while one transaction ran goes into the next: no wait when idle, large batches
+under load. A message is acknowledged only after the commit that settles its last task. While PostgreSQL
+is away everything is kept, and said as soon as it is back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import select
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg import errors as pg
+
+from capataz import database, handlers
+from capataz.database import Connection
+from capataz.lifecycle import execution
+from capataz.lifecycle.execution import Finish, Grant
+from capataz.models import Outcome
+from capataz.states import State
+from capataz.worker.holding import Bundle, Ended, Ending, Held
+
+# Seconds between two comparisons of what is held with what the rows say: with and without tasks here.
+RECONCILE, RECONCILE_IDLE = 1.0, 5.0
+BATCH_BYTES = 4 * 1024 * 1024
+BATCH_TASKS = 2_000
+
+# Faults of a row, not of the connection: values the database cannot take. Splitting finds the row.
+_ROW_FAULTS = (pg.DataError, pg.IntegrityError, pg.ProgramLimitExceeded, pg.SyntaxError, UnicodeError)
+# Faults that pass: a deadlock, a serialization failure, a lock that was not to be had in time.
+_PASSING = (pg.DeadlockDetected, pg.SerializationFailure, pg.LockNotAvailable)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Announcement:
+    """One message: the ids it announces and what acknowledges it."""
+
+    type: str
+    ids: list[uuid.UUID]
+    acknowledge: Callable[[], None]
+    runs: dict[uuid.UUID, int] = field(default_factory=dict)
+    tries: int = 0
+
+
+@dataclass
+class Callbacks:
+    """What the ledger tells the rest of the worker; called in the ledger's thread."""
+
+    granted: Callable[[Bundle], None]
+    settled: Callable[[list[Ended], list[Bundle]], None]
+    shown_running: Callable[[list[Held]], None]
+    refused: Callable[[Announcement], None]
+    stop_run: Callable[[Held, Ending, str], None]
+
+
+class Ledger(threading.Thread):
+    """Owns one connection, and the map of what this worker holds."""
+
+    def __init__(self, worker_id: int, callbacks: Callbacks, running: Callable[[], list[Held]]) -> None:
+        super().__init__(name="capataz-ledger", daemon=True)
+        self.worker_id = worker_id
+        self.held: dict[int, Held] = {}
+        self.draining = False
+        self.backend: tuple[int, str] | None = None
+        self._callbacks = callbacks
+        self._running = running
+        self._numbers = itertools.count(1)
+        self._serials = itertools.count(1)
+        self._announced: deque[Announcement] = deque()
+        self._ended: deque[Ended] = deque()
+        self._progress: dict[int, tuple[Held, int, str]] = {}
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._awake = False
+        self._connection: Connection | None = None
+        self._reconciled = 0.0
+        self._compared = 0.0
+        self._stopping = False
+        self._deadline = 0.0
+
+    # Called from other threads.
+
+    def announce(self, announcement: Announcement) -> None:
+        """A message has come: claim its tasks."""
+        self._announced.append(announcement)
+        self.wake()
+
+    def end(self, ended: list[Ended]) -> None:
+        """Runs have ended: write it down."""
+        self._ended.extend(ended)
+        self.wake()
+
+    def progress(self, held: Held, percent: int, message: str) -> None:
+        """A task has said how far it is; only its latest word counts."""
+        self._progress[held.run] = (held, percent, message)
+        self.wake()
+
+    def wake(self) -> None:
+        """Begin the next cycle soon."""
+        if not self._awake:
+            self._awake = True
+            os.eventfd_write(self._wake, 1)
+
+    def stop(self, deadline: float) -> None:
+        """Write down what is left until ``deadline`` (monotonic seconds), give back the rest, and end."""
+        self._stopping, self._deadline = True, deadline
+        self.wake()
+
+    def socket(self) -> int | None:
+        """The file descriptor of the connection, which a forked child has to close."""
+        connection = self._connection
+        return None if connection is None or connection.closed else connection.fileno()
+
+    # The thread.
+
+    def run(self) -> None:
+        """Cycle until stopped; a fault of the database is waited out."""
+        pause = 0.1
+        while True:
+            self._wait()
+            stopping = self._stopping
+            try:
+                self._cycle()
+                pause = 0.1
+                if stopping:
+                    self._give_back_everything()
+                    return
+            except _PASSING:
+                _log.info("the ledger repeats a cycle", exc_info=True)
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                _log.warning("the ledger has no database and keeps %d outcomes: %s", len(self._ended), error)
+                self._disconnect()
+                time.sleep(pause)
+                pause = min(pause * 2, 1.0)
+                self.wake()
+            except Exception:
+                _log.exception("the ledger stumbled and goes on")
+                self._disconnect()
+                time.sleep(pause)
+                pause = min(pause * 2, 1.0)
+                self.wake()
+            if stopping and time.monotonic() > self._deadline:
+                return
+
+    def _wait(self) -> None:
+        patience = RECONCILE if self.held or self._announced or self._ended else RECONCILE_IDLE
+        select.select([self._wake], [], [], 0 if self._awake else patience)
+        self._awake = False
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            pass
+
+    def _cycle(self) -> None:
+        """One transaction for everything that waits."""
+        announced = self._next_announcements()
+        ended = self._next_ended()
+        progress = list(self._progress.items())
+        starts = [held for held in self._running() if not held.shown_running and held.run in self.held]
+        if announced or ended or progress or starts:
+            self._commit(announced, ended, progress, starts)
+        if time.monotonic() - self._reconciled >= RECONCILE:
+            self._reconcile()
+
+    def _commit(
+        self,
+        announced: list[Announcement],
+        ended: list[Ended],
+        progress: list[tuple[int, tuple[Held, int, str]]],
+        starts: list[Held],
+    ) -> None:
+        connection = self._connected()
+        try:
+            with connection.transaction():
+                finished = self._write_ended(connection, ended)
+                shown = self._show_running(connection, starts)
+                self._write_progress(connection, progress)
+                grants = self._claim(connection, announced)
+        except _ROW_FAULTS:
+            self._isolate(connection, ended)
+            self.wake()
+            return
+        self._after_finish(ended, finished)
+        self._after_claim(announced, grants)
+        for run, said in progress:
+            if self._progress.get(run) is said:
+                del self._progress[run]
+        if shown:
+            self._callbacks.shown_running(shown)
+
+    # Claims.
+
+    def _next_announcements(self) -> list[Announcement]:
+        """The messages to claim for. They stay in the queue until the claim is known to have worked."""
+        if self.draining:
+            while self._announced:
+                self._announced.popleft().acknowledge()
+        taken: list[Announcement] = []
+        tasks = 0
+        for announcement in list(self._announced):
+            if tasks >= BATCH_TASKS:
+                break
+            taken.append(announcement)
+            tasks += len(announcement.ids)
+            for task_id in announcement.ids:
+                announcement.runs.setdefault(task_id, self._new_run())
+        return taken
+
+    def _new_run(self) -> int:
+        """A number that no run ever had: this incarnation's identity, and a counter."""
+        return (self.worker_id << 32) | next(self._numbers)
+
+    def _claim(self, connection: Connection, announced: list[Announcement]) -> list[Grant]:
+        runs: dict[uuid.UUID, int] = {}
+        for announcement in announced:
+            for task_id, run in announcement.runs.items():
+                runs.setdefault(task_id, run)  # announced twice at once: one run is enough
+        return execution.claim(connection, self.worker_id, list(runs.items())) if runs else []
+
+    def _after_claim(self, announced: list[Announcement], grants: list[Grant]) -> None:
+        granted = {grant.run: grant for grant in grants}
+        for announcement in announced:
+            mine = [granted.pop(run) for run in announcement.runs.values() if run in granted]
+            self._announced.remove(announcement)
+            if mine:
+                self._start(announcement, mine)
+            elif announcement.tries == 0:
+                # Perhaps somebody had the row locked at that moment: ask once more.
+                announcement.tries = 1
+                announcement.runs.clear()
+                self._announced.append(announcement)
+                self.wake()
+            else:
+                self._callbacks.refused(announcement)
+
+    def _start(self, announcement: Announcement, grants: list[Grant]) -> None:
+        by_type: dict[str, list[Grant]] = {}
+        for grant in grants:
+            if not handlers.is_registered(grant.type):
+                self._give_back_unknown(grant)
+                continue
+            by_type.setdefault(grant.type, []).append(grant)
+        # A forged message may name tasks of another type than its own, or of several.
+        acknowledge = _after(len(by_type), announcement.acknowledge)
+        if not by_type:
+            announcement.acknowledge()
+        for task_type, group in by_type.items():
+            self._start_bundle(Bundle(next(self._serials), task_type, acknowledge), group)
+
+    def _start_bundle(self, bundle: Bundle, grants: Sequence[Grant]) -> None:
+        handler = handlers.find(bundle.type)
+        for index, grant in enumerate(grants):
+            held = Held(
+                id=grant.id,
+                run=grant.run,
+                type=grant.type,
+                handler=handler,
+                payload=grant.payload,
+                attempts=grant.attempts,
+                max_attempts=grant.max_attempts,
+                losses=grant.losses,
+                worker_losses=grant.worker_losses,
+                soft_time_limit=grant.soft_time_limit or handler.soft_time_limit,
+                time_limit=grant.time_limit or handler.time_limit,
+                bundle=bundle,
+                index=index,
+            )
+            bundle.items.append(held)
+            self.held[held.run] = held
+        bundle.open = len(bundle.items)
+        self._callbacks.granted(bundle)
+
+    def _give_back_unknown(self, grant: Grant) -> None:
+        """A task whose type this worker does not know, whatever its message said: others may know it."""
+        back = Finish(grant.id, grant.run, State.QUEUED, Outcome.GIVEN_BACK)
+        execution.finish(self._connected(), [back])
+
+    # Finishes.
+
+    def _next_ended(self) -> list[Ended]:
+        """What to write in this cycle, cut so that no batch grows without bound."""
+        taken: list[Ended] = []
+        size = 0
+        for ended in list(self._ended):
+            size += len(ended.result or "") + len(ended.traceback or "")
+            if taken and (size > BATCH_BYTES or len(taken) >= BATCH_TASKS):
+                self.wake()
+                break
+            taken.append(ended)
+        return taken
+
+    def _write_ended(self, connection: Connection, ended: list[Ended]) -> set[uuid.UUID]:
+        if not ended:
+            return set()
+        now = time.monotonic()
+        return execution.finish(connection, [to_finish(each, now) for each in ended])
+
+    def _after_finish(self, ended: list[Ended], finished: set[uuid.UUID]) -> None:
+        bundles: list[Bundle] = []
+        for each in ended:
+            self._ended.remove(each)
+            held = each.held
+            self._progress.pop(held.run, None)
+            if self.held.pop(held.run, None) is None:
+                continue
+            if held.id not in finished:
+                _log.warning("task %s: the outcome of run %d was refused", held.id, held.run)
+            held.bundle.open -= 1
+            if held.bundle.open == 0:
+                bundles.append(held.bundle)
+        if ended:
+            self._callbacks.settled(ended, bundles)
+
+    def _isolate(self, connection: Connection, ended: list[Ended]) -> None:
+        """One of these outcomes cannot be stored: halve until it is alone, and fail that task."""
+        if not ended:
+            raise RuntimeError("a statement without outcomes met a data error")
+        try:
+            with connection.transaction():
+                finished = self._write_ended(connection, ended)
+        except _ROW_FAULTS as error:
+            if len(ended) > 1:
+                middle = len(ended) // 2
+                self._isolate(connection, ended[:middle])
+                self._isolate(connection, ended[middle:])
+                return
+            _log.warning("task %s: its result cannot be stored: %s", ended[0].held.id, error)
+            with connection.transaction():
+                finished = self._write_ended(connection, [cannot_be_stored(ended[0])])
+        self._after_finish(ended, finished)
+
+    # What runs.
+
+    def _show_running(self, connection: Connection, starts: list[Held]) -> list[Held]:
+        now = time.monotonic()
+        started = [(held.id, held.run, now - (held.started or now)) for held in starts if not held.ended]
+        if not started:
+            return []
+        shown = execution.mark_running(connection, started)
+        return [held for held in starts if held.run in shown and not _note_shown(held)]
+
+    def _write_progress(
+        self, connection: Connection, progress: list[tuple[int, tuple[Held, int, str]]]
+    ) -> None:
+        if progress:
+            said = [(held.id, run, percent, text) for run, (held, percent, text) in progress]
+            execution.report_progress(connection, said)
+
+    # What is held.
+
+    def _reconcile(self) -> None:
+        """Compare what this worker holds with what the rows say: neither may keep what the other lost."""
+        self._reconciled = time.monotonic()
+        if not self.held and self._reconciled - self._compared < RECONCILE_IDLE:
+            return
+        self._compared = self._reconciled
+        rows = execution.held_rows(self._connected(), self.worker_id)
+        granted = {run for _, run, _ in rows}
+        orphans = [(task_id, run) for task_id, run, _ in rows if run not in self.held]
+        if orphans:
+            backs = [Finish(task_id, run, State.QUEUED, Outcome.GIVEN_BACK) for task_id, run in orphans]
+            execution.finish(self._connected(), backs)
+            _log.warning("gave back %d tasks that the rows said were held here", len(backs))
+        for run in {run for _, run, cancelled in rows if cancelled} & self.held.keys():
+            self._callbacks.stop_run(self.held[run], Ending.CANCELLED, "cancelled while it ran")
+        for run in self.held.keys() - granted:
+            self._callbacks.stop_run(self.held[run], Ending.LOST, "its run was taken from this worker")
+
+    def _give_back_everything(self) -> None:
+        """The last statement of a worker that stops: no row may go on naming it."""
+        rows = execution.held_rows(self._connected(), self.worker_id)
+        if rows:
+            backs = [
+                Finish(task_id, run, State.QUEUED, Outcome.GIVEN_BACK, counted=True)
+                for task_id, run, _ in rows
+            ]
+            execution.finish(self._connected(), backs)
+
+    # The connection.
+
+    def _connected(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = database.connect("ledger")
+            [(pid, start)] = self._connection.execute(
+                "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+            ).fetchall()
+            self.backend = (pid, start)
+            self._reconciled = self._compared = 0.0
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            try:
+                self._connection.close()
+            except psycopg.Error:
+                pass
+        self._connection = None
+
+
+def to_finish(ended: Ended, now: float) -> Finish:
+    """What an ending means for its task, by the policy of its handler. ``now`` is monotonic."""
+    held = ended.held
+    finish = {
+        "started_ago": None if held.started is None else max(0.0, now - held.started),
+        "ended_ago": max(0.0, now - ended.ended),
+        "error": ended.error,
+        "traceback": ended.traceback,
+    }
+    if ended.ending is Ending.SUCCEEDED:
+        return Finish(held.id, held.run, State.SUCCEEDED, Outcome.SUCCEEDED, result=ended.result, **finish)
+    if ended.ending is Ending.FAILED:
+        state, delay = execution.after_failure(
+            held.handler.retry,
+            attempts=held.attempts + 1,
+            max_attempts=held.max_attempts,
+            retryable=ended.retryable,
+        )
+        return Finish(held.id, held.run, state, Outcome.FAILED, delay=delay, **finish)
+    if ended.ending is Ending.LOST:
+        return _lost(ended, finish)
+    if ended.ending is Ending.CANCELLED:
+        return Finish(held.id, held.run, State.CANCELLED, Outcome.CANCELLED, **finish)
+    return Finish(held.id, held.run, State.QUEUED, Outcome.GIVEN_BACK, counted=ended.counted, **finish)
+
+
+def _lost(ended: Ended, finish: dict[str, object]) -> Finish:
+    held, losses = ended.held, ended.held.losses + 1
+    state = execution.after_loss(losses)
+    if state is State.DEAD:
+        finish = {**finish, "error": f"quarantined after {losses} deaths of its process; {ended.error}"}
+    return Finish(held.id, held.run, state, Outcome.LOST, **finish)  # type: ignore[arg-type]
+
+
+def cannot_be_stored(ended: Ended) -> Ended:
+    """The same end as a failed attempt that says why nothing more is known of it."""
+    return Ended(
+        ended.held, Ending.FAILED, ended.ended, error="the result cannot be stored: PostgreSQL refused it"
+    )
+
+
+def _note_shown(held: Held) -> bool:
+    held.shown_running = True
+    return False
+
+
+def _after(calls: int, callback: Callable[[], None]) -> Callable[[], None]:
+    """A function that calls ``callback`` the last of ``calls`` times it is called."""
+    left = calls
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            callback()
+
+    return count

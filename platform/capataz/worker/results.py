@@ -1,0 +1,63 @@
+"""The result backend: django-celery-results for plain tasks, the task's own row for handlers' tasks."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from celery import states as celery_states
+from django_celery_results.backends.database import DatabaseBackend
+
+from capataz.models import Task
+from capataz.states import State
+
+_CELERY_STATE = {
+    State.SCHEDULED: celery_states.PENDING,
+    State.BLOCKED: celery_states.PENDING,
+    State.QUEUED: celery_states.PENDING,
+    State.CLAIMED: celery_states.RECEIVED,
+    State.RUNNING: celery_states.STARTED,
+    State.RETRYING: celery_states.RETRY,
+    State.SUCCEEDED: celery_states.SUCCESS,
+    State.DEAD: celery_states.FAILURE,
+    State.CANCELLED: celery_states.REVOKED,
+    State.EXPIRED: celery_states.REVOKED,
+}
+
+
+class TaskFailed(Exception):
+    """What ``AsyncResult.get()`` raises for a handler's task that failed; says why it did."""
+
+
+class ResultBackend(DatabaseBackend):
+    """Answers ``AsyncResult`` for both kinds of task."""
+
+    def _get_task_meta_for(self, task_id: str) -> Any:
+        task = _own_task(task_id)
+        return super()._get_task_meta_for(task_id) if task is None else _meta(task)
+
+
+def _own_task(task_id: str) -> Task | None:
+    try:
+        return Task.objects.filter(pk=uuid.UUID(str(task_id))).first()
+    except ValueError:
+        return None
+
+
+def _meta(task: Task) -> dict[str, Any]:
+    state = _CELERY_STATE[State(task.state)]
+    result: Any = task.result
+    if state in celery_states.EXCEPTION_STATES:
+        result = TaskFailed(task.error or f"the task is {task.state}")
+    return {
+        "task_id": str(task.id),
+        "status": state,
+        "result": result,
+        "traceback": None,
+        "children": [],
+        "date_done": task.finished_at,
+        "name": task.type,
+        "worker": task.worker_id,
+        "retries": max(0, task.attempts - 1),
+        "queue": task.queue,
+    }

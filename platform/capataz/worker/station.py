@@ -1,0 +1,287 @@
+"""The station: everything of ours inside one worker, and its threads' way into the event loop.
+
+Only the main thread forks and talks to Celery. The ledger, the watch and the heartbeat hand it work
+through ``soon``; it survives the loop's standing still and being reset.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from celery import bootsteps, signals
+from celery.exceptions import ImproperlyConfigured
+from celery.worker import state as celery_state
+from django.conf import settings
+from django.db import connections
+
+from capataz import handlers
+from capataz.lifecycle import presence
+from capataz.lifecycle.presence import Sign
+from capataz.worker import child
+from capataz.worker.channel import Channel
+from capataz.worker.flower import Flower
+from capataz.worker.heartbeat import Heartbeat
+from capataz.worker.holding import Bundle, Ended, Ending, Held
+from capataz.worker.ledger import Announcement, Callbacks, Ledger
+from capataz.worker.requests import BundleRequest, TaskRequest
+from capataz.worker.timings import Timings
+from capataz.worker.watch import Watch
+
+STAMP = 0.5  # seconds between two stamps of the event loop
+# After the grace, outcomes are committed and rows given back within this.
+LAST_WORDS = 5.0  # seconds
+
+_log = logging.getLogger(__name__)
+
+
+class Station:
+    """Joins the ledger, the watch and the heartbeat to one Celery worker."""
+
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
+        self.name: str = worker.hostname
+        self.phase = "connecting"
+        self.timings = Timings()
+        self.flower = Flower(self)
+        self._max_concurrency = int(worker.max_concurrency or worker.concurrency)
+        self._channel = Channel(max(16, 2 * self._max_concurrency), settings.CAPATAZ_DATA_DIR / "spool")
+        child.attach(self._channel)
+        self._free_pipes = deque(range(len(self._channel.tokens)))
+        self._waiting: deque[Bundle] = deque()
+        self._requests: dict[int, TaskRequest] = {}
+        self.bundles: dict[int, Bundle] = {}
+        self._todo: deque[Callable[[], None]] = deque()
+        self._stamp = time.monotonic()
+        self.watch = Watch(self._channel, self._on_ended, self._on_progress)
+        self.heartbeat = Heartbeat(self._register, self._sign, self._on_new_identity, self._on_hung)
+        callbacks = Callbacks(
+            granted=lambda bundle: self.soon(lambda: self._start(bundle)),
+            settled=self._on_settled,
+            shown_running=lambda helds: self.soon(lambda: self._show_running(helds)),
+            refused=lambda announcement: self.soon(announcement.acknowledge),
+            stop_run=lambda held, reason, text: self.watch.stop_run(held, reason, text),
+        )
+        self.ledger = Ledger(0, callbacks, self.watch.running)
+
+    # Life.
+
+    def start(self) -> None:
+        """Register this worker and start the threads; the pool has not forked yet."""
+        connections.close_all()  # what Django opened while it started is not for the children
+        self.ledger.worker_id = self.heartbeat.enroll()
+        os.register_at_fork(after_in_child=self._after_fork_in_child)
+        for thread in (self.watch, self.ledger, self.heartbeat):
+            thread.start()
+
+    def drain(self) -> None:
+        """Claim nothing more and give back at once what has not started; running tasks go on for a while."""
+        if self.phase == "draining":
+            return
+        self.phase = "draining"
+        self.ledger.draining = True
+        self.watch.drain(time.monotonic() + settings.SHUTDOWN_GRACE)
+        self.ledger.wake()
+
+    def close(self) -> None:
+        """The pool has ended: write down what is left, give back the rest, and go."""
+        deadline = time.monotonic() + LAST_WORDS
+        self.watch.stop()
+        self.watch.join(timeout=LAST_WORDS)
+        self.ledger.stop(deadline)
+        self.ledger.join(timeout=LAST_WORDS + 1)
+        self.heartbeat.stop()
+
+    def connected(self, consumer: Any) -> None:
+        """The consumer's event loop starts, for the first time or again after a lost connection."""
+        if self.phase != "draining":
+            self.phase = "running"
+        consumer.hub.call_repeatedly(STAMP, self._turn)
+        self._turn()
+
+    def disconnected(self) -> None:
+        """The connection to Redis is lost and the pool is about to drop what it has not started."""
+        if self.phase != "draining":
+            self.phase = "connecting"
+        for bundle in list(self.bundles.values()):
+            job: Any = bundle.job
+            if job is None or not job.accepted():
+                self.watch.take_back(bundle)
+
+    # Into the event loop.
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Do this in the main thread, as soon as the event loop turns; never raises there."""
+        self._todo.append(call)
+        hub = self.worker.hub
+        if hub is not None:
+            hub.call_soon(self._work_off)
+
+    def _turn(self) -> None:
+        self._stamp = time.monotonic()
+        self._work_off()
+
+    def _work_off(self) -> None:
+        while self._todo:
+            try:
+                self._todo.popleft()()
+            except IndexError:
+                return
+            except Exception:
+                _log.exception("a call into the event loop failed")
+
+    # Bundles, in the main thread.
+
+    def announce(self, task_type: str, ids: list[Any], acknowledge: Callable[[], None]) -> None:
+        """A pointer has come."""
+        self.ledger.announce(Announcement(task_type, ids, lambda: self.soon(acknowledge)))
+
+    def _start(self, bundle: Bundle) -> None:
+        self.bundles[bundle.serial] = bundle
+        for held in bundle.items:
+            request = self._requests[held.run] = TaskRequest(held, self)
+            celery_state.task_reserved(request)
+        self.flower.received(bundle)
+        self._waiting.append(bundle)
+        self._start_waiting()
+
+    def _start_waiting(self) -> None:
+        while self._waiting and self._free_pipes:
+            bundle = self._waiting.popleft()
+            bundle.pipe = self._free_pipes.popleft()
+            self.watch.follow(bundle)
+            self._channel.tokens[bundle.pipe].put(bundle.serial, range(len(bundle.items)))
+            self.worker.process_task(BundleRequest(bundle, self))
+        if self.worker.autoscaler:
+            self.worker.autoscaler.maybe_scale()
+
+    def _on_settled(self, ended: list[Ended], bundles: list[Bundle]) -> None:
+        self.soon(lambda: self._settle(ended, bundles))
+
+    def _settle(self, ended: list[Ended], bundles: list[Bundle]) -> None:
+        for each in ended:
+            held = each.held
+            request = self._requests.pop(held.run, None)
+            if request is not None:
+                celery_state.task_ready(request, successful=each.ending is Ending.SUCCEEDED)
+                if held.started is not None:
+                    celery_state.total_count.update({held.type: 1})
+                    celery_state.all_total_count[0] += 1
+            if each.ending in (Ending.SUCCEEDED, Ending.FAILED) and held.started is not None:
+                self.timings.add(held.type, each.ended - held.started)
+        self.flower.ended(ended)
+        for bundle in bundles:
+            self.bundles.pop(bundle.serial, None)
+            self.watch.forget(bundle)
+            if bundle.pipe >= 0:
+                self._free_pipes.append(bundle.pipe)
+            bundle.acknowledge()
+        if bundles:
+            self._start_waiting()
+
+    def _show_running(self, helds: list[Held]) -> None:
+        for held in helds:
+            request = self._requests.get(held.run)
+            if request is not None:
+                celery_state.active_requests.add(request)
+        self.flower.started(helds)
+
+    # From the watch and the heartbeat, in their threads.
+
+    def _on_ended(self, ended: list[Ended]) -> None:
+        self.ledger.end(ended)
+
+    def _on_progress(self, held: Held, percent: int, message: str) -> None:
+        self.ledger.progress(held, percent, message)
+
+    def _register(self, connection: Any) -> int:
+        return presence.register(
+            connection,
+            name=self.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            queues=self._queues(),
+            types=[handler.name for handler in handlers.registered()],
+            max_concurrency=self._max_concurrency,
+        )
+
+    def _on_new_identity(self, worker_id: int) -> None:
+        self.ledger.worker_id = worker_id
+        for held in list(self.ledger.held.values()):
+            self.watch.stop_run(held, Ending.LOST, "this worker was given up for dead", grace=0.0)
+
+    def _on_hung(self) -> None:
+        for held in list(self.ledger.held.values()):
+            self.watch.stop_run(held, Ending.GIVEN_BACK, "its worker hung", grace=0.0)
+        self.close()
+        os._exit(os.EX_SOFTWARE)
+
+    def _sign(self) -> Sign:
+        pool = self.worker.pool
+        autoscaler = self.worker.autoscaler
+        return Sign(
+            state="draining" if self.phase == "draining" else "running",
+            phase=self.phase,
+            processes=getattr(pool, "num_processes", 0) if pool is not None and pool._pool else 0,
+            max_concurrency=autoscaler.max_concurrency if autoscaler else self._max_concurrency,
+            queues=self._queues(),
+            claimed=len(self.ledger.held),
+            running=len(self.watch.running()),
+            loop_lag=round(max(0.0, time.monotonic() - self._stamp - STAMP), 3),
+            timings=self.timings.summary(),
+            backends=[self.ledger.backend] if self.ledger.backend else [],
+        )
+
+    def _queues(self) -> list[str]:
+        return sorted(self.worker.app.amqp.queues.consume_from)
+
+    def _after_fork_in_child(self) -> None:
+        """Close our sessions in a child: through its copy, a grandchild would hold the lock of a dead
+        parent. The numbers stay occupied, so that nothing else is ever written to by them."""
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (self.ledger.socket(), self.heartbeat.socket()):
+            if fd is not None:
+                os.dup2(null, fd)
+        os.close(null)
+
+
+class StationStep(bootsteps.StartStopStep):
+    """Puts the station into the worker: made before the pool forks, closed after the pool has ended."""
+
+    requires = ("celery.worker.components:Timer", "celery.worker.components:Hub")
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        worker.station = None
+        super().__init__(worker, **kwargs)
+
+    def create(self, worker: Any) -> None:
+        """Make the kernel objects that every child inherits."""
+        if not worker.use_eventloop:
+            raise ImproperlyConfigured(
+                "handlers run on the prefork pool: start the worker without -P, or with -P prefork"
+            )
+        worker.station = Station(worker)
+
+    def start(self, worker: Any) -> None:
+        """Register, and start the threads."""
+        station = worker.station
+        signals.worker_shutting_down.connect(lambda **_: station.drain(), weak=False)
+        station.start()
+
+    def stop(self, worker: Any) -> None:
+        """Say the last words, after the pool has ended."""
+        if worker.station is not None:
+            worker.station.close()
+
+    terminate = stop
+
+
+@signals.worker_process_init.connect
+def _prepare_child(**_: Any) -> None:
+    child.prepare()
+

@@ -1,0 +1,326 @@
+"""The watch: a thread of the worker's parent that reads reports and enforces limits.
+
+It needs neither PostgreSQL nor the event loop, so that limits hold while either is away. What it finds
+out it hands to the ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from capataz.worker.channel import Channel
+from capataz.worker.child import INTERRUPTED, PROGRESS, SUCCEEDED
+from capataz.worker.holding import Bundle, Ended, Ending, Held
+
+# A bundle whose current task runs longer than this gives its other tasks to idle children.
+SLOW = 0.2  # seconds
+# A cancelled handler has this long to clean up before its process is killed.
+CANCEL_GRACE = 5.0  # seconds
+
+_log = logging.getLogger(__name__)
+
+
+class Watch(threading.Thread):
+    """Follows every bundle from its start in a child to its end.
+
+    ``on_ended`` and ``on_progress`` are called in this thread and must only note what they are told.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        on_ended: Callable[[list[Ended]], None],
+        on_progress: Callable[[Held, int, str], None],
+    ) -> None:
+        super().__init__(name="capataz-watch", daemon=True)
+        self._channel = channel
+        self._on_ended = on_ended
+        self._on_progress = on_progress
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._orders: deque[Callable[[], None]] = deque()
+        self._bundles: dict[int, Bundle] = {}
+        self._pidfds: dict[int, int] = {}  # pid -> pidfd
+        self._pids: dict[int, int] = {}  # pidfd -> pid
+        self._ended: list[Ended] = []
+        self._stopping = False
+        self._drain_at: float | None = None
+
+    # Called from other threads.
+
+    def follow(self, bundle: Bundle) -> None:
+        """Expect reports about this bundle; called before its tokens are put."""
+        self._bundles[bundle.serial] = bundle
+
+    def forget(self, bundle: Bundle) -> None:
+        """Nothing more is expected of this bundle."""
+        self._bundles.pop(bundle.serial, None)
+
+    def stop_run(self, held: Held, reason: Ending, text: str, *, grace: float = CANCEL_GRACE) -> None:
+        """End this run early: at once if it has not started, else by signal and then by force."""
+        self._order(lambda: self._stop_run(held, reason, text, grace))
+
+    def take_back(self, bundle: Bundle) -> None:
+        """Give back the tasks of this bundle that no child has taken."""
+        self._order(lambda: self._take_back(bundle))
+
+    def drain(self, deadline: float) -> None:
+        """The worker stops: give back what has not started now, and what still runs at ``deadline``."""
+        self._drain_at = deadline
+        self._order(self._take_all_back)
+
+    def abandon(self, bundle: Bundle, text: str, *, child_died: bool) -> None:
+        """The pool says that this bundle is over although not all of its tasks have been reported."""
+        self._order(lambda: self._abandon(bundle, text, child_died))
+
+    def stop(self) -> None:
+        """End the thread after one more look at the reports."""
+        self._stopping = True
+        self._order(lambda: None)
+
+    def running(self) -> list[Held]:
+        """The tasks that children are working on now."""
+        bundles = list(self._bundles.values())
+        return [bundle.current for bundle in bundles if bundle.current is not None]
+
+    # The thread.
+
+    def run(self) -> None:
+        """Wait for reports, deaths, orders and limits until stopped."""
+        self._poll = select.poll()
+        self._poll.register(self._channel.reports.fileno(), select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
+        while True:
+            try:
+                stopping = self._stopping
+                self._look()
+                if stopping:
+                    return
+            except Exception:
+                _log.exception("the watch stumbled and goes on")
+                time.sleep(0.1)
+
+    def _look(self) -> None:
+        ready = [fd for fd, _ in self._poll.poll(self._patience() * 1000)]
+        if self._wake in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+        # Deaths are judged after the reports that the dead have left behind.
+        self._read_reports()
+        while self._orders:
+            self._orders.popleft()()
+        for fd in ready:
+            if fd in self._pids:
+                self._bury(fd)
+        self._enforce()
+        if self._ended:
+            ended, self._ended = self._ended, []
+            self._on_ended(ended)
+
+    def _patience(self) -> float:
+        """Seconds until something has to be done that nothing will announce."""
+        soonest = 60.0
+        now = time.monotonic()
+        for bundle in list(self._bundles.values()):
+            held = bundle.current
+            if held is None or held.started is None:
+                continue
+            due = held.kill_at or held.started + held.time_limit
+            if held.kill_at is None and self._drain_at is not None:
+                due = min(due, self._drain_at)
+            if len(bundle.items) > 1 and now - held.started < SLOW:
+                due = min(due, held.started + SLOW)
+            soonest = min(soonest, due - now)
+        return max(0.0, soonest) + 0.001
+
+    def _read_reports(self) -> None:
+        for kind, pid, serial, *rest in self._channel.reports.receive():
+            bundle = self._bundles.get(serial)
+            if bundle is None:
+                continue
+            if kind == PROGRESS:
+                index, percent, message = rest
+                self._on_progress(bundle.items[index], percent, message)
+            else:
+                self._step(bundle, pid, *rest)
+
+    def _step(self, bundle: Bundle, pid: int, ended: Any, started: Any) -> None:
+        if pid not in self._pidfds:
+            self._open_pidfd(pid)
+        bundle.pid = pid
+        if ended is not None:
+            self._end_reported(bundle.items[ended[0]], *ended[1:])
+        if started is None:
+            bundle.current = None
+            return
+        held = bundle.items[started[0]]
+        held.started = started[1]
+        bundle.current = held
+
+    def _end_reported(
+        self,
+        held: Held,
+        how: str,
+        result: str | None,
+        error: str | None,
+        traceback: str | None,
+        retryable: bool,
+        at: float,
+    ) -> None:
+        ending = Ending.SUCCEEDED if how == SUCCEEDED else Ending.FAILED
+        if how != SUCCEEDED and held.stop_reason is not None:
+            ending, error = held.stop_reason, held.stop_text
+        elif how == INTERRUPTED:  # the signal was meant for the task before it
+            ending = Ending.GIVEN_BACK
+        self._end(held, ending, at=at, result=result, error=error, traceback=traceback, retryable=retryable)
+
+    def _end(self, held: Held, ending: Ending, *, at: float | None = None, **details: Any) -> None:
+        if not held.ended:
+            held.ended = True
+            # What a stopping worker gives back is counted, so that a task that never gets a chance shows.
+            details["counted"] = ending is Ending.GIVEN_BACK and self._drain_at is not None
+            self._ended.append(Ended(held, ending, time.monotonic() if at is None else at, **details))
+
+    def _open_pidfd(self, pid: int) -> None:
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            # Dead and reaped already: its reports are all read, so judge it now.
+            self._orders.append(lambda: self._judge(pid, None))
+            return
+        self._pidfds[pid], self._pids[fd] = fd, pid
+        self._poll.register(fd, select.POLLIN)
+
+    def _bury(self, fd: int) -> None:
+        pid = self._pids.pop(fd)
+        del self._pidfds[pid]
+        self._poll.unregister(fd)
+        status = _exit_status(fd)
+        os.close(fd)
+        self._read_reports()
+        self._judge(pid, status)
+
+    def _judge(self, pid: int, status: int | None) -> None:
+        """Decide what became of the tasks of a dead child."""
+        for bundle in [each for each in self._bundles.values() if each.pid == pid]:
+            held, bundle.current = bundle.current, None
+            if held is not None and not held.ended:
+                if held.stop_reason is not None:
+                    self._end(held, held.stop_reason, error=held.stop_text)
+                else:
+                    self._end(held, Ending.LOST, error=f"its process died: {describe_exit(status)}")
+            self._take_back(bundle)
+            for item in bundle.items:  # a token that was read and never reported: not an attempt
+                self._end(item, Ending.GIVEN_BACK)
+
+    def _abandon(self, bundle: Bundle, text: str, child_died: bool) -> None:
+        if child_died and bundle.pid is not None:
+            return  # its death is judged when its pidfd says so
+        held, bundle.current = bundle.current, None
+        if held is not None:
+            self._end(held, Ending.FAILED, error=f"its outcome could not be reported: {text}")
+        self._take_back(bundle)
+        for item in bundle.items:
+            self._end(item, Ending.GIVEN_BACK)
+
+    def _take_back(self, bundle: Bundle) -> None:
+        if bundle.pipe < 0:
+            return
+        for index in self._channel.tokens[bundle.pipe].take_all(bundle.serial):
+            self._end(bundle.items[index], Ending.GIVEN_BACK)
+
+    def _take_all_back(self) -> None:
+        for bundle in list(self._bundles.values()):
+            self._take_back(bundle)
+
+    def _stop_run(self, held: Held, reason: Ending, text: str, grace: float) -> None:
+        if held.ended or held.stop_reason is not None:
+            return
+        held.stop_reason, held.stop_text = reason, text
+        if held.started is None and self._take_one(held):
+            self._end(held, reason, error=text)
+            return
+        held.kill_at = time.monotonic() + grace
+        if grace and held.bundle.current is held and held.bundle.pid:
+            _signal(held.bundle.pid, signal.SIGUSR2)
+
+    def _take_one(self, held: Held) -> bool:
+        """Take this task's token, leaving the others of its bundle."""
+        bundle = held.bundle
+        if bundle.pipe < 0:
+            return False
+        tokens = self._channel.tokens[bundle.pipe]
+        indexes = tokens.take_all(bundle.serial)
+        others = [index for index in indexes if index != held.index]
+        if others:
+            tokens.put(bundle.serial, others)
+        return held.index in indexes
+
+    def _enforce(self) -> None:
+        now = time.monotonic()
+        if self._drain_at is not None:
+            self._take_all_back()
+        for bundle in list(self._bundles.values()):
+            held = bundle.current
+            if held is None or held.started is None or held.ended:
+                continue
+            if held.kill_at is None and now >= held.started + held.time_limit:
+                held.stop_reason = Ending.FAILED
+                held.stop_text = f"hard time limit of {held.time_limit:g} s exceeded; its process was killed"
+                held.kill_at = now
+            if held.kill_at is None and self._drain_at is not None and now >= self._drain_at:
+                held.stop_reason, held.stop_text = Ending.GIVEN_BACK, "its worker was asked to stop"
+                held.kill_at = now
+            if held.kill_at is not None and now >= held.kill_at:
+                held.kill_at = now + 1.0  # again, should the first signal hit nobody
+                assert bundle.pid is not None
+                _kill_group(bundle.pid)
+            elif now >= held.started + SLOW and bundle.open > 1:
+                self._take_back(bundle)
+
+    def _order(self, order: Callable[[], None]) -> None:
+        self._orders.append(order)
+        os.eventfd_write(self._wake, 1)
+
+
+def describe_exit(status: int | None) -> str:
+    """A signal's name, an exit code, or that nobody knows; ``status`` is negative for a signal."""
+    if status is None:
+        return "nobody saw how"
+    if status < 0:
+        try:
+            return signal.Signals(-status).name
+        except ValueError:
+            return f"signal {-status}"
+    return f"exit code {status}"
+
+
+def _exit_status(pidfd: int) -> int | None:
+    """How the process ended, without reaping it: that is billiard's business, which may be faster."""
+    try:
+        info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    except OSError:
+        return None
+    if info is None:
+        return None
+    return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
+
+
+def _kill_group(pid: int) -> None:
+    """Kill a child and whatever it started in its own process group."""
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
