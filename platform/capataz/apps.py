@@ -14,6 +14,7 @@ class CapatazConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        """Make the Celery app, register the checks and every handler."""
         celery = import_module("capataz.celery")
         import_module("capataz.checks")
         for module in settings.CAPATAZ_HANDLERS:

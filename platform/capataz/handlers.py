@@ -191,4 +191,3 @@ def _faults(error: ValidationError) -> Iterator[Fault]:
     for fault in error.errors(include_url=False, include_context=False, include_input=False):
         pointer = "/".join(["data", *(str(part) for part in fault["loc"])])
         yield Fault(pointer, fault["type"], fault["msg"])
-

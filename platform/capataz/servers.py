@@ -94,4 +94,6 @@ def _refuse_conflict(url_name: str, prefix: str, found: dict[str, Any], given: d
     for key, value in given.items():
         if key in found and found[key] is not None and str(found[key]) != value:
             name = prefix + {"dbname": "NAME"}.get(key, key.upper())
-            raise EnvError(f"{url_name} and {name} contradict each other: set one of them, or make them agree")
+            raise EnvError(
+                f"{url_name} and {name} contradict each other: set one of them, or make them agree"
+            )

@@ -148,6 +148,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
+    "ninja",
     "servestatic",
     "django.contrib.staticfiles",
     "django_celery_results",

@@ -19,13 +19,13 @@ import psycopg
 import redis
 from django.conf import settings
 
-from capataz import database, pointer
-from capataz.database import Connection
+from capataz import pointer
+from capataz.database import Connection, Session
 from capataz.lifecycle import crew as crews
 from capataz.lifecycle import wakeup
 from capataz.lifecycle.crew import Crew
 from capataz.lifecycle.submission import known_queues
-from capataz.priority import redis_step
+from capataz.priority import REDIS_STEPS, redis_step
 from capataz.sql import statement
 
 # The first half of the advisory lock under which one queue is released.
@@ -63,9 +63,12 @@ class Dispatcher:
 
     def __init__(self) -> None:
         self._redis = redis.Redis.from_url(
-            settings.REDIS_URL, socket_timeout=1, socket_connect_timeout=1, client_name="capataz-dispatcher"
+            settings.CELERY_BROKER_URL,
+            socket_timeout=1,
+            socket_connect_timeout=1,
+            client_name="capataz-dispatcher",
         )
-        self._connection: Connection | None = None
+        self._session = Session("dispatcher", durable=False, on_connect=self._listen)
         self._crew = Crew()
         self._crew_at = self._kept_house_at = self._released_at = -math.inf
         self._redis_back_at = -math.inf
@@ -83,12 +86,12 @@ class Dispatcher:
                 self._rest(released)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 _log.warning("the dispatcher has no database: %s", error)
-                self._disconnect()
+                self._session.close()
                 time.sleep(0.5)
 
     def turn(self) -> int:
         """Release what may be released now; returns how many tasks that were."""
-        connection = self._connected()
+        connection = self._session.connection()
         now = time.monotonic()
         if now - self._crew_at >= CREW:
             self._crew, self._crew_at = crews.present(connection), now
@@ -135,7 +138,7 @@ class Dispatcher:
 
     def _bundles_out(self, connection: Connection, queue: str) -> float:
         rows = connection.execute(statement("out"), {"queue": queue})
-        return sum(count / self._crew.bundle_size(task_type) for task_type, count in rows)
+        return math.fsum(count / self._crew.bundle_size(task_type) for task_type, count in rows)
 
     # Announcing.
 
@@ -152,7 +155,7 @@ class Dispatcher:
             pipeline.lpush(pointer.queue_key(first.queue, step), message)
         pipeline.get(EPOCH_KEY)
         try:
-            *_, epoch = pipeline.execute()
+            epoch: Any = pipeline.execute()[-1]
         except redis.RedisError as error:
             self._redis_failed(error)
             return
@@ -192,17 +195,16 @@ class Dispatcher:
 
     def _empty_queues(self, queues: list[str]) -> list[str]:
         """The queues of which Redis holds no message: whatever they have released is lost."""
-        steps = settings.CELERY_BROKER_TRANSPORT_OPTIONS["priority_steps"]
         pipeline = self._redis.pipeline(transaction=False)
         for queue in queues:
-            for step in steps:
+            for step in REDIS_STEPS:
                 pipeline.llen(pointer.queue_key(queue, step))
         try:
-            lengths = pipeline.execute(raise_on_error=False)
+            lengths: list[Any] = pipeline.execute(raise_on_error=False)
         except redis.RedisError as error:
             self._redis_failed(error)
             return []
-        count = len(steps)
+        count = len(REDIS_STEPS)
         totals = [lengths[index * count : (index + 1) * count] for index in range(len(queues))]
         return [queue for queue, total in zip(queues, totals, strict=True) if not any(map(_number, total))]
 
@@ -231,37 +233,26 @@ class Dispatcher:
         except redis.RedisError as error:
             self._redis_failed(error)
             return
-        self._verify(self._connected(), here, everything=True)
+        self._verify(self._session.connection(), here, everything=True)
 
     # Rest.
+
+    def _listen(self, connection: Connection) -> None:
+        connection.execute(f"LISTEN {wakeup.CHANNEL}")
+        connection.execute(statement("declare_queues"), {"names": sorted(known_queues())})
+        self._crew_at = -math.inf
 
     def _rest(self, released: int) -> None:
         """Sleep until there may be something to do: a NOTIFY, a due time, or the next look."""
         busy = released or time.monotonic() - self._released_at < LINGER
         patience = settings.DISPATCH_BUSY_POLL if busy else settings.DISPATCH_IDLE_POLL
-        connection = self._connected()
+        connection = self._session.connection()
         if not busy:
             [[due]] = connection.execute(statement("next_due")).fetchall()
             if due is not None:
                 patience = max(0.001, min(patience, due))
         for _ in connection.notifies(timeout=patience, stop_after=1):
             pass
-
-    def _connected(self) -> Connection:
-        if self._connection is None or self._connection.closed:
-            self._connection = database.connect("dispatcher", durable=False)
-            self._connection.execute(f"LISTEN {wakeup.CHANNEL}")
-            self._connection.execute(statement("declare_queues"), {"names": sorted(known_queues())})
-            self._crew_at = -math.inf
-        return self._connection
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            try:
-                self._connection.close()
-            except psycopg.Error:
-                pass
-        self._connection = None
 
 
 def bundles(released: Iterable[Released], crew: Crew) -> Iterator[list[Released]]:

@@ -13,8 +13,8 @@ from typing import Any
 import psycopg
 from django.conf import settings
 
-from capataz import backoff, database
-from capataz.database import Connection
+from capataz import backoff
+from capataz.database import Connection, Session
 from capataz.lifecycle import presence
 from capataz.sql import statement
 
@@ -39,7 +39,7 @@ class Recovery(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="capataz-recovery", daemon=True)
-        self._connection: Connection | None = None
+        self._session = Session("recovery")
         self._postmaster: datetime | None = None
         self._sightings: dict[int, Sighting] = {}
         self._looked_at: float | None = None
@@ -57,14 +57,14 @@ class Recovery(threading.Thread):
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 _log.warning("recovery has no database: %s", error)
                 self._start_again()
-                self._disconnect()
+                self._session.close()
             except Exception:
                 _log.exception("recovery stumbled and goes on")
-                self._disconnect()
+                self._session.close()
 
     def look(self) -> None:
         """One look at every worker; buries the dead and recovers what they hold."""
-        connection = self._connected()
+        connection = self._session.connection()
         self._mind_the_gap(connection)
         workers = connection.execute(statement("silent_workers"), {"lock": presence.LOCK_CLASS}).fetchall()
         self._sightings = {row[0]: self._sight(row) for row in workers}
@@ -94,19 +94,6 @@ class Recovery(threading.Thread):
     def _start_again(self) -> None:
         self._sightings.clear()
         self._looked_at = None
-
-    def _connected(self) -> Connection:
-        if self._connection is None or self._connection.closed:
-            self._connection = database.connect("recovery")
-        return self._connection
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            try:
-                self._connection.close()
-            except psycopg.Error:
-                pass
-        self._connection = None
 
 
 def verdict(silent_looks: int, lock_is_free: bool) -> str:

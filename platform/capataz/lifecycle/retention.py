@@ -52,7 +52,9 @@ def _prune_state(state: State, age: timedelta, batch: int, stop: Callable[[], bo
         with transaction.atomic():
             old = Task.objects.filter(state=state, finished_at__lt=Now() - age)
             # By age through the primary key, whose ids sort by time: no index on finished_at is needed.
-            ids = list(old.order_by("pk").select_for_update(skip_locked=True).values_list("pk", flat=True)[:batch])
+            ids = list(
+                old.order_by("pk").select_for_update(skip_locked=True).values_list("pk", flat=True)[:batch]
+            )
             Task.objects.filter(pk__in=ids).delete()
         total += len(ids)
         if len(ids) < batch:
@@ -70,4 +72,4 @@ def prepare_partitions() -> None:
 def _drop_partitions(age: timedelta) -> None:
     with connection.cursor() as cursor:
         for table in PARTITIONED:
-            cursor.execute("SELECT capataz_drop_partitions(%s, %s)", [table, age])
+            cursor.execute("SELECT capataz_drop_partitions(%s, %s * interval '1 day')", [table, age.days])

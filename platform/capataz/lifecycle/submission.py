@@ -17,7 +17,7 @@ from django.utils import timezone
 from capataz import database, handlers
 from capataz import priority as priorities
 from capataz.errors import Conflict, Fault, InvalidSubmission
-from capataz.handlers import MAX_TIME_LIMIT, QUEUE_NAME, Handler
+from capataz.handlers import MAX_TIME_LIMIT, Handler
 from capataz.lifecycle import wakeup
 from capataz.models import Task
 from capataz.models.task import new_task_id
@@ -176,7 +176,18 @@ def _insert(rows: list[_Row]) -> list[uuid.UUID]:
         accepted = {row[0] for row in cursor.execute(statement("submit"), columns)}
     if len(accepted) == len(rows):
         return [row.id for row in rows]
-    return [row.id if row.id in accepted else _same_task(row).id for row in rows]
+    return [_settled(row, accepted) for row in rows]
+
+
+def _settled(row: _Row, accepted: set[uuid.UUID]) -> uuid.UUID:
+    """The id of this row's task: its own, or that of the task that was there before.
+
+    An accepted id is used up: where two rows of one call name it, the second must be the same task.
+    """
+    if row.id in accepted:
+        accepted.remove(row.id)
+        return row.id
+    return _same_task(row).id
 
 
 def _same_task(row: _Row) -> Task:

@@ -92,9 +92,7 @@ class Task(models.Model):
                 name="capataz_task_waiting",
                 condition=Q(state="queued", released_at__isnull=True),
             ),
-            models.Index(
-                "run_at", name="capataz_task_due", condition=Q(state__in=["scheduled", "retrying"])
-            ),
+            models.Index("run_at", name="capataz_task_due", condition=Q(state__in=["scheduled", "retrying"])),
             models.Index(
                 "worker_id", "queue", name="capataz_task_out", condition=Q(released_at__isnull=False)
             ),

@@ -77,7 +77,7 @@ class Reports:
 
     def receive(self) -> list[tuple[Any, ...]]:
         """Everything that has been reported and not received yet."""
-        reports = []
+        reports: list[tuple[Any, ...]] = []
         while True:
             try:
                 datagram = self._parent.recv(_LARGEST_DATAGRAM + 1024)
@@ -95,7 +95,7 @@ class Reports:
 
     def _read_spool(self, path: str) -> tuple[Any, ...]:
         report: tuple[Any, ...] = pickle.loads(Path(path).read_bytes())
-        os.unlink(path)
+        Path(path).unlink()
         return report
 
 

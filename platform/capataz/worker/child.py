@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ import traceback as tracebacks
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from celery import current_app, signals
@@ -46,7 +48,10 @@ def prepare() -> None:
 
 
 def run_bundle(pipe: int, serial: int, task_type: str, items: list[tuple[Any, ...]]) -> None:
-    """Run every task of the bundle that nobody takes back. Each item is (id, payload, attempt, starts, soft)."""
+    """Run every task of the bundle that nobody takes back.
+
+    Each item is (id, payload, attempt, starts, soft time limit).
+    """
     assert _channel is not None
     pid = os.getpid()
     tokens, reports = _channel.tokens[pipe], _channel.reports
@@ -169,8 +174,6 @@ def _leave_no_transaction() -> None:
 
 
 def _raise_oom_score(score: int) -> None:
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write(str(score))
-    except OSError:
-        pass  # not permitted here; the parent is then no safer than its children
+    # Where that is not permitted, the parent is no safer than its children.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(score))

@@ -30,7 +30,14 @@ class Flower:
         """A worker has these tasks."""
         if send := self._sender():
             for held in bundle.items:
-                send("task-received", uuid=str(held.id), name=held.type, args="()", kwargs="{}", retries=held.attempts)
+                send(
+                    "task-received",
+                    uuid=str(held.id),
+                    name=held.type,
+                    args="()",
+                    kwargs="{}",
+                    retries=held.attempts,
+                )
 
     def started(self, helds: Iterable[Held]) -> None:
         """A child works on these tasks."""

@@ -17,8 +17,7 @@ import psutil
 import psycopg
 from django.conf import settings
 
-from capataz import database
-from capataz.database import Connection
+from capataz.database import Connection, Session
 from capataz.lifecycle import presence
 from capataz.lifecycle.presence import Sign
 
@@ -44,7 +43,7 @@ class Heartbeat(threading.Thread):
         self._sign = sign
         self._on_new_identity = on_new_identity
         self._on_hung = on_hung
-        self._connection: Connection | None = None
+        self.session = Session("heartbeat", on_connect=self._hold_lock)
         self._stopping = threading.Event()
         self._load = Load()
         self._scales: deque[tuple[int, int]] = deque()
@@ -54,11 +53,11 @@ class Heartbeat(threading.Thread):
         """Register this worker; called once before the thread starts. Waits for the database."""
         while True:
             try:
-                self.worker_id = self._register(self._connected())
+                self.worker_id = self._register(self.session.connection())
                 return self.worker_id
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 _log.warning("cannot register this worker yet: %s", error)
-                self._disconnect()
+                self.session.close()
                 time.sleep(1)
 
     def run(self) -> None:
@@ -68,7 +67,7 @@ class Heartbeat(threading.Thread):
                 self._beat()
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 _log.warning("a heartbeat did not get through: %s", error)
-                self._disconnect()
+                self.session.close()
             except Exception:
                 _log.exception("the heartbeat stumbled and goes on")
 
@@ -77,19 +76,18 @@ class Heartbeat(threading.Thread):
         self._stopping.set()
         self.join(timeout=5)
         try:
-            presence.unregister(self._connected(), self.worker_id)
+            presence.unregister(self.session.connection(), self.worker_id)
         except psycopg.Error as error:
             _log.warning("could not say that this worker stops: %s", error)
-        self._disconnect()
+        self.session.close()
 
     def note_scale(self, before: int, after: int) -> None:
         """The pool has another size: an event, written with the next beat."""
         self._scales.append((before, after))
 
-    def socket(self) -> int | None:
-        """The file descriptor of the connection, which a forked child has to close."""
-        connection = self._connection
-        return None if connection is None or connection.closed else connection.fileno()
+    def _hold_lock(self, connection: Connection) -> None:
+        if self.worker_id:
+            presence.hold_lock(connection, self.worker_id)
 
     def _beat(self) -> None:
         sign = self._sign()
@@ -97,8 +95,8 @@ class Heartbeat(threading.Thread):
         if sign.phase == "running" and sign.loop_lag > HUNG:
             _log.critical("the event loop has been silent for %.0f s: giving everything back", sign.loop_lag)
             self._on_hung()
-        connection = self._connected()
-        sign.backends = [backend for backend in (self._backend, *sign.backends) if backend]
+        connection = self.session.connection()
+        sign.backends = [backend for backend in (self.session.backend, *sign.backends) if backend]
         if not presence.beat(connection, self.worker_id, sign):
             _log.error("worker %d was given up for dead: going on under a new identity", self.worker_id)
             self.worker_id = self._register(connection)
@@ -108,24 +106,6 @@ class Heartbeat(threading.Thread):
             detail = {"before": before, "after": after}
             presence.tell(connection, self.worker_id, "worker.scaled", detail)
             self._scales.popleft()
-
-    def _connected(self) -> Connection:
-        if self._connection is None or self._connection.closed:
-            self._connection = database.connect("heartbeat")
-            [self._backend] = self._connection.execute(
-                "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()"
-            ).fetchall()
-            if self.worker_id:
-                presence.hold_lock(self._connection, self.worker_id)
-        return self._connection
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            try:
-                self._connection.close()
-            except psycopg.Error:
-                pass
-        self._connection = None
 
 
 class Load:

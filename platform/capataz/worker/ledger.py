@@ -7,6 +7,7 @@ is away everything is kept, and said as soon as it is back.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -21,8 +22,8 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg import errors as pg
 
-from capataz import database, handlers
-from capataz.database import Connection
+from capataz import handlers
+from capataz.database import Connection, Session
 from capataz.lifecycle import execution
 from capataz.lifecycle.execution import Finish, Grant
 from capataz.models import Outcome
@@ -72,7 +73,6 @@ class Ledger(threading.Thread):
         self.worker_id = worker_id
         self.held: dict[int, Held] = {}
         self.draining = False
-        self.backend: tuple[int, str] | None = None
         self._callbacks = callbacks
         self._running = running
         self._numbers = itertools.count(1)
@@ -82,7 +82,7 @@ class Ledger(threading.Thread):
         self._progress: dict[int, tuple[Held, int, str]] = {}
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._awake = False
-        self._connection: Connection | None = None
+        self.session = Session("ledger", on_connect=self._compare_soon)
         self._reconciled = 0.0
         self._compared = 0.0
         self._stopping = False
@@ -116,13 +116,6 @@ class Ledger(threading.Thread):
         self._stopping, self._deadline = True, deadline
         self.wake()
 
-    def socket(self) -> int | None:
-        """The file descriptor of the connection, which a forked child has to close."""
-        connection = self._connection
-        return None if connection is None or connection.closed else connection.fileno()
-
-    # The thread.
-
     def run(self) -> None:
         """Cycle until stopped; a fault of the database is waited out."""
         pause = 0.1
@@ -139,13 +132,13 @@ class Ledger(threading.Thread):
                 _log.info("the ledger repeats a cycle", exc_info=True)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 _log.warning("the ledger has no database and keeps %d outcomes: %s", len(self._ended), error)
-                self._disconnect()
+                self.session.close()
                 time.sleep(pause)
                 pause = min(pause * 2, 1.0)
                 self.wake()
             except Exception:
                 _log.exception("the ledger stumbled and goes on")
-                self._disconnect()
+                self.session.close()
                 time.sleep(pause)
                 pause = min(pause * 2, 1.0)
                 self.wake()
@@ -156,10 +149,8 @@ class Ledger(threading.Thread):
         patience = RECONCILE if self.held or self._announced or self._ended else RECONCILE_IDLE
         select.select([self._wake], [], [], 0 if self._awake else patience)
         self._awake = False
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        except BlockingIOError:
-            pass
 
     def _cycle(self) -> None:
         """One transaction for everything that waits."""
@@ -179,7 +170,7 @@ class Ledger(threading.Thread):
         progress: list[tuple[int, tuple[Held, int, str]]],
         starts: list[Held],
     ) -> None:
-        connection = self._connected()
+        connection = self.session.connection()
         try:
             with connection.transaction():
                 finished = self._write_ended(connection, ended)
@@ -283,7 +274,7 @@ class Ledger(threading.Thread):
     def _give_back_unknown(self, grant: Grant) -> None:
         """A task whose type this worker does not know, whatever its message said: others may know it."""
         back = Finish(grant.id, grant.run, State.QUEUED, Outcome.GIVEN_BACK)
-        execution.finish(self._connected(), [back])
+        execution.finish(self.session.connection(), [back])
 
     # Finishes.
 
@@ -358,18 +349,22 @@ class Ledger(threading.Thread):
 
     # What is held.
 
+    def _compare_soon(self, _: Connection) -> None:
+        """After a reconnect nobody knows what became of the last transaction."""
+        self._reconciled = self._compared = 0.0
+
     def _reconcile(self) -> None:
         """Compare what this worker holds with what the rows say: neither may keep what the other lost."""
         self._reconciled = time.monotonic()
         if not self.held and self._reconciled - self._compared < RECONCILE_IDLE:
             return
         self._compared = self._reconciled
-        rows = execution.held_rows(self._connected(), self.worker_id)
+        rows = execution.held_rows(self.session.connection(), self.worker_id)
         granted = {run for _, run, _ in rows}
         orphans = [(task_id, run) for task_id, run, _ in rows if run not in self.held]
         if orphans:
             backs = [Finish(task_id, run, State.QUEUED, Outcome.GIVEN_BACK) for task_id, run in orphans]
-            execution.finish(self._connected(), backs)
+            execution.finish(self.session.connection(), backs)
             _log.warning("gave back %d tasks that the rows said were held here", len(backs))
         for run in {run for _, run, cancelled in rows if cancelled} & self.held.keys():
             self._callbacks.stop_run(self.held[run], Ending.CANCELLED, "cancelled while it ran")
@@ -378,67 +373,58 @@ class Ledger(threading.Thread):
 
     def _give_back_everything(self) -> None:
         """The last statement of a worker that stops: no row may go on naming it."""
-        rows = execution.held_rows(self._connected(), self.worker_id)
+        rows = execution.held_rows(self.session.connection(), self.worker_id)
         if rows:
             backs = [
                 Finish(task_id, run, State.QUEUED, Outcome.GIVEN_BACK, counted=True)
                 for task_id, run, _ in rows
             ]
-            execution.finish(self._connected(), backs)
-
-    # The connection.
-
-    def _connected(self) -> Connection:
-        if self._connection is None or self._connection.closed:
-            self._connection = database.connect("ledger")
-            [(pid, start)] = self._connection.execute(
-                "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()"
-            ).fetchall()
-            self.backend = (pid, start)
-            self._reconciled = self._compared = 0.0
-        return self._connection
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            try:
-                self._connection.close()
-            except psycopg.Error:
-                pass
-        self._connection = None
+            execution.finish(self.session.connection(), backs)
 
 
 def to_finish(ended: Ended, now: float) -> Finish:
     """What an ending means for its task, by the policy of its handler. ``now`` is monotonic."""
     held = ended.held
-    finish = {
-        "started_ago": None if held.started is None else max(0.0, now - held.started),
-        "ended_ago": max(0.0, now - ended.ended),
-        "error": ended.error,
-        "traceback": ended.traceback,
-    }
-    if ended.ending is Ending.SUCCEEDED:
-        return Finish(held.id, held.run, State.SUCCEEDED, Outcome.SUCCEEDED, result=ended.result, **finish)
-    if ended.ending is Ending.FAILED:
-        state, delay = execution.after_failure(
-            held.handler.retry,
-            attempts=held.attempts + 1,
-            max_attempts=held.max_attempts,
-            retryable=ended.retryable,
-        )
-        return Finish(held.id, held.run, state, Outcome.FAILED, delay=delay, **finish)
-    if ended.ending is Ending.LOST:
-        return _lost(ended, finish)
-    if ended.ending is Ending.CANCELLED:
-        return Finish(held.id, held.run, State.CANCELLED, Outcome.CANCELLED, **finish)
-    return Finish(held.id, held.run, State.QUEUED, Outcome.GIVEN_BACK, counted=ended.counted, **finish)
+    state, outcome, delay, error = _fate(ended)
+    return Finish(
+        held.id,
+        held.run,
+        state,
+        outcome,
+        result=ended.result,
+        error=error,
+        traceback=ended.traceback,
+        started_ago=None if held.started is None else max(0.0, now - held.started),
+        ended_ago=max(0.0, now - ended.ended),
+        delay=delay,
+        counted=ended.counted,
+    )
 
 
-def _lost(ended: Ended, finish: dict[str, object]) -> Finish:
-    held, losses = ended.held, ended.held.losses + 1
-    state = execution.after_loss(losses)
-    if state is State.DEAD:
-        finish = {**finish, "error": f"quarantined after {losses} deaths of its process; {ended.error}"}
-    return Finish(held.id, held.run, state, Outcome.LOST, **finish)  # type: ignore[arg-type]
+def _fate(ended: Ended) -> tuple[State, Outcome, float, str | None]:
+    """(state, outcome, seconds to wait, error) that an ending leads to."""
+    held = ended.held
+    match ended.ending:
+        case Ending.SUCCEEDED:
+            return State.SUCCEEDED, Outcome.SUCCEEDED, 0.0, None
+        case Ending.FAILED:
+            state, delay = execution.after_failure(
+                held.handler.retry,
+                attempts=held.attempts + 1,
+                max_attempts=held.max_attempts,
+                retryable=ended.retryable,
+            )
+            return state, Outcome.FAILED, delay, ended.error
+        case Ending.LOST:
+            losses = held.losses + 1
+            state, error = execution.after_loss(losses), ended.error
+            if state is State.DEAD:
+                error = f"quarantined after {losses} deaths of its process; {error}"
+            return state, Outcome.LOST, 0.0, error
+        case Ending.CANCELLED:
+            return State.CANCELLED, Outcome.CANCELLED, 0.0, ended.error
+        case Ending.GIVEN_BACK:
+            return State.QUEUED, Outcome.GIVEN_BACK, 0.0, ended.error
 
 
 def cannot_be_stored(ended: Ended) -> Ended:

@@ -95,4 +95,3 @@ class TaskRequest:
 
     def cancel(self, pool: Any, signal: Any = None, **_: Any) -> None:
         """Never on a lost connection: the row, not the message, grants the run."""
-

@@ -65,7 +65,7 @@ class Station:
             settled=self._on_settled,
             shown_running=lambda helds: self.soon(lambda: self._show_running(helds)),
             refused=lambda announcement: self.soon(announcement.acknowledge),
-            stop_run=lambda held, reason, text: self.watch.stop_run(held, reason, text),
+            stop_run=self.watch.stop_run,
         )
         self.ledger = Ledger(0, callbacks, self.watch.running)
 
@@ -234,7 +234,7 @@ class Station:
             running=len(self.watch.running()),
             loop_lag=round(max(0.0, time.monotonic() - self._stamp - STAMP), 3),
             timings=self.timings.summary(),
-            backends=[self.ledger.backend] if self.ledger.backend else [],
+            backends=[self.ledger.session.backend] if self.ledger.session.backend else [],
         )
 
     def _queues(self) -> list[str]:
@@ -244,7 +244,7 @@ class Station:
         """Close our sessions in a child: through its copy, a grandchild would hold the lock of a dead
         parent. The numbers stay occupied, so that nothing else is ever written to by them."""
         null = os.open(os.devnull, os.O_RDWR)
-        for fd in (self.ledger.socket(), self.heartbeat.socket()):
+        for fd in (self.ledger.session.socket(), self.heartbeat.session.socket()):
             if fd is not None:
                 os.dup2(null, fd)
         os.close(null)
@@ -284,4 +284,3 @@ class StationStep(bootsteps.StartStopStep):
 @signals.worker_process_init.connect
 def _prepare_child(**_: Any) -> None:
     child.prepare()
-

@@ -8,12 +8,15 @@ tasks keep kombu's acknowledgements.
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from queue import Empty
 from typing import Any
 
 from kombu.transport import redis as stock
 from kombu.transport import virtual
+from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
 from capataz.pointer import is_pointer
@@ -113,8 +116,8 @@ class Channel(stock.Channel):
                 self.client.connection.disconnect()
                 raise
             if not found:
-                raise stock.Empty
-            self._deliver_entry(stock.bytes_to_str(found[0]).rsplit(self.sep, 1)[0], found[1])
+                raise Empty
+            self._deliver_entry(bytes_to_str(found[0]).rsplit(self.sep, 1)[0], found[1])
             return True
         finally:
             self._in_poll = None
@@ -122,21 +125,8 @@ class Channel(stock.Channel):
 
     def _deliver_entry(self, queue: str, entry: bytes) -> None:
         self._queue_cycle.rotate(queue)
-        try:
-            message = loads(stock.bytes_to_str(entry))
-            # What the delivery code relies on, checked here because there it would stop the worker.
-            well_formed = (
-                isinstance(message, dict)
-                and isinstance(message.get("headers"), dict)
-                and isinstance(message["headers"].get("task"), str)
-                and isinstance(message.get("properties"), dict)
-                and isinstance(message["properties"].get("delivery_tag"), str)
-                and isinstance(message["properties"].get("delivery_info"), dict)
-                and isinstance(message.get("body"), str)
-            )
-        except (ValueError, RecursionError, UnicodeError, LookupError, TypeError):
-            well_formed = False
-        if not well_formed:
+        message = _decode(entry)
+        if message is None:
             self.undecodable += 1
             _log.warning("dropped an entry of queue %s that is not a message (%d bytes)", queue, len(entry))
             return
@@ -147,6 +137,29 @@ class Channel(stock.Channel):
         except Exception:
             self.undecodable += 1
             _log.warning("dropped a message of queue %s that cannot be delivered", queue, exc_info=True)
+
+
+def _decode(entry: bytes) -> dict[str, Any] | None:
+    """The message in a list entry; None if it lacks what kombu's delivery relies on."""
+    try:
+        message = loads(bytes_to_str(entry))
+        headers, properties = message["headers"], message["properties"]
+        texts = (
+            message["body"],
+            headers["task"],
+            headers["id"],
+            properties["delivery_tag"],
+            properties["delivery_info"]["exchange"],
+            properties["delivery_info"]["routing_key"],
+        )
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    if is_pointer(headers):
+        # A copy must not share its tag with the original: one's end would settle the other.
+        properties["delivery_tag"] = str(uuid.uuid4())
+    return message if isinstance(message, dict) else None
 
 
 class Transport(stock.Transport):

@@ -1,0 +1,42 @@
+"""The load of a queue: how much waits in it, for how long, and how much of it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db import connection
+
+from capataz.models.counting import CAP
+from capataz.priority import HIGHEST, LOWEST
+from capataz.sql import statement
+
+
+@dataclass(frozen=True)
+class QueueLoad:
+    """One queue as it is now. ``waiting`` stops at ``counting.CAP``; ``oldest_age`` is seconds."""
+
+    name: str
+    paused_at: datetime | None
+    pause_reason: str
+    waiting: int
+    claimed: int
+    running: int
+    oldest_age: float | None
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether its tasks wait until somebody resumes it."""
+        return self.paused_at is not None
+
+    @property
+    def waiting_is_exact(self) -> bool:
+        """Whether no more wait than ``waiting`` says."""
+        return self.waiting < CAP
+
+
+def queue_loads() -> list[QueueLoad]:
+    """Every queue, by name. The price does not grow with the backlog or the history."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement("queue_load"), {"cap": CAP, "lowest": LOWEST, "highest": HIGHEST})
+        return [QueueLoad(*row) for row in cursor.fetchall()]

@@ -1,0 +1,12 @@
+"""The work: importing this package registers the shipped handlers."""
+
+from django.conf import settings
+
+from tasks import cleanup, email, files, images
+
+__all__ = ["cleanup", "email", "files", "images"]
+
+if settings.CAPATAZ_DEMO:
+    from tasks import demo
+
+    __all__ += ["demo"]

@@ -1,0 +1,61 @@
+"""What every test may ask for: a clean database and Redis, real processes, and patience."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from django.conf import settings
+from django.core.management import call_command
+
+from tests.processes import Processes
+
+PATIENCE = 60.0  # seconds: generous, because a shared machine may stand still for a while
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Any]:
+    """Call something until it returns something true, and return that."""
+
+    def wait(condition: Callable[[], Any], *, within: float = PATIENCE, every: float = 0.02) -> Any:
+        deadline = time.monotonic() + within
+        while True:
+            value = condition()
+            if value:
+                return value
+            if time.monotonic() > deadline:
+                name = getattr(condition, "__name__", condition)
+                raise AssertionError(f"{name} did not come true within {within:g} s; last: {value!r}")
+            time.sleep(every)
+
+    return wait
+
+
+@pytest.fixture
+def broker() -> Iterator[redis.Redis]:
+    """The Redis of this run, empty."""
+    client = redis.Redis.from_url(settings.REDIS_URL)
+    client.flushdb()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def platform(transactional_db: None, broker: redis.Redis, request: pytest.FixtureRequest) -> Iterator[Processes]:
+    """Real processes of the platform on this test's database; all are ended afterwards."""
+    call_command("setup_platform", verbosity=0)
+    processes = Processes()
+    yield processes
+    processes.stop_all()
+    failed = getattr(request.node, "failed", False)
+    if failed:
+        processes.print_logs()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.failed:
+        item.failed = True  # type: ignore[attr-defined]
