@@ -22,6 +22,7 @@ _home.chmod(0o711)  # PostgreSQL's unprivileged user has to pass
 os.environ["CAPATAZ_HOME"] = str(_home)
 os.environ["APP_ENV"] = "test"
 os.environ["CAPATAZ_DEMO"] = "1"
+os.environ["CAPATAZ_HANDLERS"] = "tasks,tests.workload"
 _servers = _stack.enter_context(embedded(_home / "servers"))
 os.environ["DATABASE_URL"] = _servers.database_url
 os.environ["REDIS_URL"] = _servers.redis_url

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -118,10 +119,8 @@ class Dispatcher:
         if not slots or not types:
             return []
         with connection.transaction():
-            [[free]] = connection.execute(
-                "SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))", [RELEASE_LOCK, queue]
-            ).fetchall()
-            if not free:
+            mine = {"lock": RELEASE_LOCK, "queue": queue}
+            if connection.execute(statement("lock_queue"), mine).fetchall() != [(True,)]:
                 return []
             room = slots * settings.WINDOW - self._bundles_out(connection, queue)
             if room <= 0:
@@ -256,29 +255,29 @@ class Dispatcher:
 
 
 def bundles(released: Iterable[Released], crew: Crew) -> Iterator[list[Released]]:
-    """These tasks, in order, as messages: tasks of one type and priority step together, up to the size
+    """These tasks as messages, in their order: tasks of one type and priority together, up to the size
     that keeps a bundle short; whatever has ended badly before goes alone.
 
+    A bundle stands where its first task stood, so that no message overtakes one of a higher priority.
     The size also follows the backlog: a handful of tasks is spread over the slots, not piled on one.
     """
     batch = list(released)
-    waiting: dict[tuple[str, str], int] = {}
-    for each in batch:
-        waiting[each.queue, each.type] = waiting.get((each.queue, each.type), 0) + 1
+    waiting = Counter((each.queue, each.type) for each in batch)
+    made: list[list[Released]] = []
     open_bundles: dict[tuple[str, str, int], list[Released]] = {}
     for each in batch:
         slots = max(1, crew.slots.get(each.queue, 1))
         size = min(crew.bundle_size(each.type), math.ceil(waiting[each.queue, each.type] / slots))
-        key = each.queue, each.type, redis_step(each.priority)
+        key = each.queue, each.type, each.priority
         bundle = open_bundles.get(key, [])
-        if each.alone or size <= 1:
-            yield [each]
-        elif len(bundle) >= size or sum(item.size for item in bundle) + each.size > BUNDLE_BYTES:
-            yield bundle
-            open_bundles[key] = [each]
-        else:
-            open_bundles.setdefault(key, bundle).append(each)
-    yield from open_bundles.values()
+        fits = len(bundle) < size and sum(item.size for item in bundle) + each.size <= BUNDLE_BYTES
+        if bundle and fits and not each.alone:
+            bundle.append(each)
+            continue
+        made.append([each])
+        if not each.alone:
+            open_bundles[key] = made[-1]
+    yield from made
 
 
 def _number(value: Any) -> int:

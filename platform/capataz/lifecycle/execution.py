@@ -55,8 +55,19 @@ def claim(connection: Connection, worker_id: int, runs: Sequence[tuple[uuid.UUID
     return [Grant(*row) for row in connection.execute(statement("claim"), wanted)]
 
 
+def still_grantable(connection: Connection, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """Of tasks that a claim did not get, those that were only locked at that moment."""
+    return {row[0] for row in connection.execute(statement("still_grantable"), {"ids": list(ids)})}
+
+
+def still_held(connection: Connection, runs: Sequence[tuple[uuid.UUID, int]]) -> set[uuid.UUID]:
+    """Of runs that a finish did not end, those whose rows were only locked at that moment."""
+    columns = {"ids": [each[0] for each in runs], "runs": [each[1] for each in runs]}
+    return {row[0] for row in connection.execute(statement("still_held"), columns)}
+
+
 def finish(connection: Connection, finishes: Sequence[Finish]) -> set[uuid.UUID]:
-    """End these runs; an id that does not come back was refused, because the run was no longer held."""
+    """End these runs; an id that does not come back was refused, or locked (see ``still_held``)."""
     columns: dict[str, list[Any]] = {
         "ids": [each.id for each in finishes],
         "runs": [each.run for each in finishes],

@@ -39,7 +39,7 @@ class Recovery(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="capataz-recovery", daemon=True)
-        self._session = Session("recovery")
+        self._session = Session("recovery", on_connect=lambda _: self._start_again())
         self._postmaster: datetime | None = None
         self._sightings: dict[int, Sighting] = {}
         self._looked_at: float | None = None
@@ -56,7 +56,6 @@ class Recovery(threading.Thread):
                 self.look()
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 _log.warning("recovery has no database: %s", error)
-                self._start_again()
                 self._session.close()
             except Exception:
                 _log.exception("recovery stumbled and goes on")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from django.conf import settings
 from django.db import connection, transaction
@@ -15,6 +16,8 @@ from capataz.states import State
 
 PARTITIONED = ("capataz_attempt", "capataz_event")
 DAYS_AHEAD = 3
+# The advisory lock under which partitions are made and dropped.
+PARTITIONS_LOCK = 0x43505A50
 # Workers that ended longer ago than this are no longer listed.
 KEEP_WORKERS = timedelta(days=7)
 
@@ -34,16 +37,21 @@ def prune(
     transaction, and asks ``stop`` in between.
     """
     ages = {
-        State.SUCCEEDED: succeeded or timedelta(days=settings.KEEP_SUCCEEDED_DAYS),
-        State.DEAD: dead or timedelta(days=settings.KEEP_DEAD_DAYS),
-        State.CANCELLED: cancelled or timedelta(days=settings.KEEP_CANCELLED_DAYS),
-        State.EXPIRED: expired or timedelta(days=settings.KEEP_EXPIRED_DAYS),
+        State.SUCCEEDED: _age(succeeded, settings.KEEP_SUCCEEDED_DAYS),
+        State.DEAD: _age(dead, settings.KEEP_DEAD_DAYS),
+        State.CANCELLED: _age(cancelled, settings.KEEP_CANCELLED_DAYS),
+        State.EXPIRED: _age(expired, settings.KEEP_EXPIRED_DAYS),
     }
     deleted = {state.value: _prune_state(state, age, batch, stop) for state, age in ages.items()}
     Worker.objects.exclude(state__in=ALIVE).filter(stopped_at__lt=Now() - KEEP_WORKERS).delete()
     prepare_partitions()
     _drop_partitions(max(ages.values()))
     return deleted
+
+
+def _age(given: timedelta | None, days: float) -> timedelta:
+    """What was given, also if that is no time at all; else so many days."""
+    return timedelta(days=days) if given is None else given
 
 
 def _prune_state(state: State, age: timedelta, batch: int, stop: Callable[[], bool]) -> int:
@@ -64,12 +72,17 @@ def _prune_state(state: State, age: timedelta, batch: int, stop: Callable[[], bo
 
 def prepare_partitions() -> None:
     """Make the daily partitions of today and the days ahead; those that exist stay as they are."""
-    with connection.cursor() as cursor:
-        for table in PARTITIONED:
-            cursor.execute("SELECT capataz_prepare_partitions(%s, %s)", [table, DAYS_AHEAD])
+    for table in PARTITIONED:
+        _one_at_a_time("SELECT capataz_prepare_partitions(%s, %s)", [table, DAYS_AHEAD])
 
 
 def _drop_partitions(age: timedelta) -> None:
-    with connection.cursor() as cursor:
-        for table in PARTITIONED:
-            cursor.execute("SELECT capataz_drop_partitions(%s, %s * interval '1 day')", [table, age.days])
+    for table in PARTITIONED:
+        _one_at_a_time("SELECT capataz_drop_partitions(%s, %s * interval '1 day')", [table, age.days])
+
+
+def _one_at_a_time(query: str, parameters: list[Any]) -> None:
+    """Two sessions that make or drop the same partition would get in each other's way."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [PARTITIONS_LOCK])
+        cursor.execute(query, parameters)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -26,6 +25,8 @@ from capataz.sql import statement
 
 MAX_DELAY = 10 * 366 * 24 * 3600.0
 MAX_FAULTS = 100
+# Beyond the years 1 and 9999, which an offset can lead to, Python cannot read back what PostgreSQL keeps.
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ def _row(given: Submission) -> _Row:
     payload = ""
     try:
         payload = known.parse({} if given.data is None else given.data)
-        if len(payload) > settings.MAX_PAYLOAD:
+        if len(payload.encode()) > settings.MAX_PAYLOAD:
             faults.append(Fault("data", "too_large", f"must be at most {settings.MAX_PAYLOAD} bytes of JSON"))
     except InvalidSubmission as error:
         faults += error.faults
@@ -157,8 +158,10 @@ def _option_faults(given: Submission) -> Iterator[Fault]:
     if given.max_attempts is not None and not 1 <= given.max_attempts <= MAX_ATTEMPTS:
         yield Fault("maxAttempts", "out_of_range", f"must be 1 to {MAX_ATTEMPTS}")
     for name, when in (("runAt", given.run_at), ("expiresAt", given.expires_at)):
-        if when is not None and when.tzinfo is None:
+        if when is not None and when.utcoffset() is None:
             yield Fault(name, "no_time_zone", "must carry a time zone, such as Z")
+        elif when is not None and not EARLIEST <= when <= LATEST:
+            yield Fault(name, "out_of_range", f"must lie between {EARLIEST:%Y} and {LATEST:%Y}")
     for name, limit in (("timeLimit", given.time_limit), ("softTimeLimit", given.soft_time_limit)):
         if limit is not None and not 0 < limit <= MAX_TIME_LIMIT:
             yield Fault(name, "out_of_range", f"must be above 0 and at most {MAX_TIME_LIMIT:.0f} seconds")
@@ -174,36 +177,32 @@ def _insert(rows: list[_Row]) -> list[uuid.UUID]:
     columns = {name: [getattr(row, name) for row in rows] for name in names}
     with psycopg.Cursor(database.driver()) as cursor:
         accepted = {row[0] for row in cursor.execute(statement("submit"), columns)}
-    if len(accepted) == len(rows):
-        return [row.id for row in rows]
-    return [_settled(row, accepted) for row in rows]
+    # An accepted id is used up: where two rows of one call name it, the second must be the same task.
+    taken = [place for place, row in enumerate(rows) if not _use_up(row.id, accepted)]
+    ids = [row.id for row in rows]
+    for place, task_id in zip(taken, _same_tasks([rows[place] for place in taken]), strict=True):
+        ids[place] = task_id
+    return ids
 
 
-def _settled(row: _Row, accepted: set[uuid.UUID]) -> uuid.UUID:
-    """The id of this row's task: its own, or that of the task that was there before.
-
-    An accepted id is used up: where two rows of one call name it, the second must be the same task.
-    """
-    if row.id in accepted:
-        accepted.remove(row.id)
-        return row.id
-    return _same_task(row).id
-
-
-def _same_task(row: _Row) -> Task:
-    """The task that holds this row's id. Raises Conflict if it is another task."""
-    task = Task.objects.filter(key=row.key).first() if row.key else Task.objects.filter(pk=row.id).first()
-    if task is None or task.type != row.type or task.payload != json.loads(row.payload):
-        raise Conflict(f"the id {row.key or row.id} is taken by another task")
-    return task
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        uuid.UUID(text)
-    except ValueError:
+def _use_up(task_id: uuid.UUID, accepted: set[uuid.UUID]) -> bool:
+    if task_id not in accepted:
         return False
+    accepted.remove(task_id)
     return True
+
+
+def _same_tasks(rows: list[_Row]) -> list[uuid.UUID]:
+    """The tasks that hold these rows' ids. Raises Conflict if one of them is another task."""
+    if not rows:
+        return []
+    columns = {name: [getattr(row, name) for row in rows] for name in ("id", "key", "type", "payload")}
+    with psycopg.Cursor(database.driver()) as cursor:
+        found = dict(cursor.execute(statement("same_tasks"), columns).fetchall())
+    for place, row in enumerate(rows, start=1):
+        if place not in found:
+            raise Conflict(f"the id {row.key or row.id} is taken by another task")
+    return [found[place] for place in range(1, len(rows) + 1)]
 
 
 def from_celery(handler: Handler[Any], args: Any, kwargs: Any, options: Mapping[str, Any]) -> Task:
@@ -241,9 +240,13 @@ def payload_of(args: Any, kwargs: Any) -> Any:
 def _expiry(expires: Any) -> datetime | None:
     if expires is None or isinstance(expires, datetime):
         return expires
-    if isinstance(expires, str):
-        return datetime.fromisoformat(expires)
-    return timezone.now() + timedelta(seconds=float(expires))
+    try:
+        if isinstance(expires, str):
+            return datetime.fromisoformat(expires)
+        return timezone.now() + timedelta(seconds=float(expires))
+    except (ValueError, TypeError, OverflowError):
+        detail = "must be seconds from now, or a time such as 2030-01-31T12:00:00Z"
+        raise InvalidSubmission([Fault("expires", "not_a_time", detail)]) from None
 
 
 def _as_uuid(key: str | None) -> uuid.UUID | None:

@@ -1,6 +1,7 @@
 -- finish: end these runs, each in the state that its outcome leads to. Whoever no longer has the run is
--- refused: its row does not come back. Rows are locked in id order, so that two workers that finish
--- overlapping sets cannot deadlock. A task whose cancellation was asked for does not come back to life.
+-- refused: its row does not come back. Nor does a row that somebody has locked: it is tried again, so that
+-- this statement never waits and cannot be part of a deadlock. A task whose cancellation was asked for
+-- does not come back to life.
 -- The attempt, and the event of whatever is not a plain success, are written by the same statement.
 -- Times are the database's: the worker says how many seconds ago something was.
 WITH outcome AS (
@@ -18,8 +19,7 @@ WITH outcome AS (
                 THEN 'cancelled' ELSE outcome.state END AS state
       FROM outcome
       JOIN capataz_task AS task ON task.id = outcome.id AND task.run = outcome.run
-     ORDER BY task.id
-       FOR UPDATE OF task
+       FOR UPDATE OF task SKIP LOCKED
 ), moved AS (
     UPDATE capataz_task AS task
        SET state = held.state,

@@ -25,7 +25,7 @@ SELECT queue.name, queue.paused_at, queue.pause_reason,
              FROM capataz_task AS task
             WHERE task.queue = queue.name AND task.state = 'queued' AND task.released_at IS NULL
             LIMIT %(cap)s
-         ) AS some
+         ) AS capped
        ) AS unreleased
  CROSS JOIN LATERAL (
        SELECT min(eldest.created_at) AS oldest

@@ -66,21 +66,6 @@ class Autoscaler(StockAutoscaler):
         if by > 0:
             self._grow(by)
         else:
-            self._shrink_idle()
+            self._shrink(-by)
         if self.processes != before:
             self.worker.station.heartbeat.note_scale(before, self.processes)
-
-    def _shrink_idle(self) -> None:
-        """End one child that has nothing: neither a job accepted nor one on its way."""
-        pool = self.pool._pool
-        for process in list(pool._pool):
-            busy = process.inqW_fd in pool._busy_workers or process.inqW_fd in pool._active_writes
-            if busy or pool._worker_active(process) or process in pool._waiting_to_start:
-                continue
-            pool._processes -= 1
-            if pool._putlock:
-                pool._putlock.shrink()
-            pool._all_inqueues.discard(process.inqW_fd)  # no job may be written to it from now on
-            process.terminate_controlled()
-            pool.on_shrink(1)
-            return

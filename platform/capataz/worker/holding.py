@@ -42,7 +42,8 @@ class Held:
     stop_reason: Ending | None = None  # why its process is about to be killed
     stop_text: str = ""
     kill_at: float | None = None
-    shown_running: bool = False
+    told_running: bool = False  # the ledger was told to write it down as running
+    shown_running: bool = False  # and has done so
 
     @property
     def starts(self) -> int:

@@ -32,6 +32,7 @@ from capataz.worker.holding import Bundle, Ended, Ending, Held
 
 # Seconds between two comparisons of what is held with what the rows say: with and without tasks here.
 RECONCILE, RECONCILE_IDLE = 1.0, 5.0
+RETRY_LOCKED = 0.05  # seconds until a row that somebody had locked is tried again
 BATCH_BYTES = 4 * 1024 * 1024
 BATCH_TASKS = 2_000
 
@@ -51,7 +52,6 @@ class Announcement:
     ids: list[uuid.UUID]
     acknowledge: Callable[[], None]
     runs: dict[uuid.UUID, int] = field(default_factory=dict)
-    tries: int = 0
 
 
 @dataclass
@@ -85,6 +85,7 @@ class Ledger(threading.Thread):
         self.session = Session("ledger", on_connect=self._compare_soon)
         self._reconciled = 0.0
         self._compared = 0.0
+        self._patience = RECONCILE_IDLE
         self._stopping = False
         self._deadline = 0.0
 
@@ -145,8 +146,13 @@ class Ledger(threading.Thread):
             if stopping and time.monotonic() > self._deadline:
                 return
 
+    def _retry_soon(self) -> None:
+        """Somebody had a row locked: not at once again, that would spin for as long as the lock is held."""
+        self._patience = RETRY_LOCKED
+
     def _wait(self) -> None:
         patience = RECONCILE if self.held or self._announced or self._ended else RECONCILE_IDLE
+        patience, self._patience = min(patience, self._patience), RECONCILE_IDLE
         select.select([self._wake], [], [], 0 if self._awake else patience)
         self._awake = False
         with contextlib.suppress(BlockingIOError):
@@ -173,16 +179,17 @@ class Ledger(threading.Thread):
         connection = self.session.connection()
         try:
             with connection.transaction():
-                finished = self._write_ended(connection, ended)
+                finished, busy = self._write_ended(connection, ended)
                 shown = self._show_running(connection, starts)
                 self._write_progress(connection, progress)
                 grants = self._claim(connection, announced)
+                locked = self._locked(connection, announced, grants)
         except _ROW_FAULTS:
             self._isolate(connection, ended)
             self.wake()
             return
-        self._after_finish(ended, finished)
-        self._after_claim(announced, grants)
+        self._after_finish(ended, finished, busy)
+        self._after_claim(announced, grants, locked)
         for run, said in progress:
             if self._progress.get(run) is said:
                 del self._progress[run]
@@ -218,19 +225,28 @@ class Ledger(threading.Thread):
                 runs.setdefault(task_id, run)  # announced twice at once: one run is enough
         return execution.claim(connection, self.worker_id, list(runs.items())) if runs else []
 
-    def _after_claim(self, announced: list[Announcement], grants: list[Grant]) -> None:
+    def _locked(
+        self, connection: Connection, announced: list[Announcement], grants: list[Grant]
+    ) -> set[uuid.UUID]:
+        got = {grant.id for grant in grants}
+        missing = {task_id for each in announced for task_id in each.runs} - got
+        return execution.still_grantable(connection, list(missing)) if missing else set()
+
+    def _after_claim(
+        self, announced: list[Announcement], grants: list[Grant], locked: set[uuid.UUID]
+    ) -> None:
         granted = {grant.run: grant for grant in grants}
         for announcement in announced:
             mine = [granted.pop(run) for run in announcement.runs.values() if run in granted]
             self._announced.remove(announcement)
+            left = [task_id for task_id in announcement.runs if task_id in locked]
+            if left:
+                again = Announcement(announcement.type, left, announcement.acknowledge)
+                announcement.acknowledge = _nothing
+                self._announced.append(again)
+                self._retry_soon()
             if mine:
                 self._start(announcement, mine)
-            elif announcement.tries == 0:
-                # Perhaps somebody had the row locked at that moment: ask once more.
-                announcement.tries = 1
-                announcement.runs.clear()
-                self._announced.append(announcement)
-                self.wake()
             else:
                 self._callbacks.refused(announcement)
 
@@ -290,15 +306,23 @@ class Ledger(threading.Thread):
             taken.append(ended)
         return taken
 
-    def _write_ended(self, connection: Connection, ended: list[Ended]) -> set[uuid.UUID]:
+    def _write_ended(
+        self, connection: Connection, ended: list[Ended]
+    ) -> tuple[set[uuid.UUID], set[uuid.UUID]]:
+        """(finished, locked): the ids that have ended, and those to be tried again."""
         if not ended:
-            return set()
+            return set(), set()
         now = time.monotonic()
-        return execution.finish(connection, [to_finish(each, now) for each in ended])
+        finished = execution.finish(connection, [to_finish(each, now) for each in ended])
+        missing = [(each.held.id, each.held.run) for each in ended if each.held.id not in finished]
+        return finished, execution.still_held(connection, missing) if missing else set()
 
-    def _after_finish(self, ended: list[Ended], finished: set[uuid.UUID]) -> None:
+    def _after_finish(self, ended: list[Ended], finished: set[uuid.UUID], locked: set[uuid.UUID]) -> None:
         bundles: list[Bundle] = []
-        for each in ended:
+        settled = [each for each in ended if each.held.id not in locked]
+        if locked:
+            self._retry_soon()
+        for each in settled:
             self._ended.remove(each)
             held = each.held
             self._progress.pop(held.run, None)
@@ -309,8 +333,8 @@ class Ledger(threading.Thread):
             held.bundle.open -= 1
             if held.bundle.open == 0:
                 bundles.append(held.bundle)
-        if ended:
-            self._callbacks.settled(ended, bundles)
+        if settled:
+            self._callbacks.settled(settled, bundles)
 
     def _isolate(self, connection: Connection, ended: list[Ended]) -> None:
         """One of these outcomes cannot be stored: halve until it is alone, and fail that task."""
@@ -318,7 +342,7 @@ class Ledger(threading.Thread):
             raise RuntimeError("a statement without outcomes met a data error")
         try:
             with connection.transaction():
-                finished = self._write_ended(connection, ended)
+                finished, locked = self._write_ended(connection, ended)
         except _ROW_FAULTS as error:
             if len(ended) > 1:
                 middle = len(ended) // 2
@@ -327,8 +351,8 @@ class Ledger(threading.Thread):
                 return
             _log.warning("task %s: its result cannot be stored: %s", ended[0].held.id, error)
             with connection.transaction():
-                finished = self._write_ended(connection, [cannot_be_stored(ended[0])])
-        self._after_finish(ended, finished)
+                finished, locked = self._write_ended(connection, [cannot_be_stored(ended[0])])
+        self._after_finish(ended, finished, locked)
 
     # What runs.
 
@@ -338,7 +362,10 @@ class Ledger(threading.Thread):
         if not started:
             return []
         shown = execution.mark_running(connection, started)
-        return [held for held in starts if held.run in shown and not _note_shown(held)]
+        told = [held for held in starts if held.run in shown]
+        for held in told:
+            held.shown_running = True
+        return told
 
     def _write_progress(
         self, connection: Connection, progress: list[tuple[int, tuple[Held, int, str]]]
@@ -434,9 +461,8 @@ def cannot_be_stored(ended: Ended) -> Ended:
     )
 
 
-def _note_shown(held: Held) -> bool:
-    held.shown_running = True
-    return False
+def _nothing() -> None:
+    """Acknowledges nothing: another announcement does."""
 
 
 def _after(calls: int, callback: Callable[[], None]) -> Callable[[], None]:

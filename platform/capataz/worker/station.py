@@ -29,6 +29,7 @@ from capataz.worker.flower import Flower
 from capataz.worker.heartbeat import Heartbeat
 from capataz.worker.holding import Bundle, Ended, Ending, Held
 from capataz.worker.ledger import Announcement, Callbacks, Ledger
+from capataz.worker.pool import TaskPool
 from capataz.worker.requests import BundleRequest, TaskRequest
 from capataz.worker.timings import Timings
 from capataz.worker.watch import Watch
@@ -58,7 +59,13 @@ class Station:
         self.bundles: dict[int, Bundle] = {}
         self._todo: deque[Callable[[], None]] = deque()
         self._stamp = time.monotonic()
-        self.watch = Watch(self._channel, self._on_ended, self._on_progress)
+        self.watch = Watch(
+            self._channel,
+            self._on_ended,
+            self._on_progress,
+            on_running=lambda: self.ledger.wake(),
+            exit_of=lambda pid: worker.pool.exit_of(pid),
+        )
         self.heartbeat = Heartbeat(self._register, self._sign, self._on_new_identity, self._on_hung)
         callbacks = Callbacks(
             granted=lambda bundle: self.soon(lambda: self._start(bundle)),
@@ -261,7 +268,7 @@ class StationStep(bootsteps.StartStopStep):
 
     def create(self, worker: Any) -> None:
         """Make the kernel objects that every child inherits."""
-        if not worker.use_eventloop:
+        if not worker.use_eventloop or not issubclass(worker.pool_cls, TaskPool):
             raise ImproperlyConfigured(
                 "handlers run on the prefork pool: start the worker without -P, or with -P prefork"
             )

@@ -23,6 +23,8 @@ from capataz.worker.holding import Bundle, Ended, Ending, Held
 
 # A bundle whose current task runs longer than this gives its other tasks to idle children.
 SLOW = 0.2  # seconds
+# A task that still runs after this long is written down as running.
+SHOW = 0.02  # seconds
 # A cancelled handler has this long to clean up before its process is killed.
 CANCEL_GRACE = 5.0  # seconds
 
@@ -32,7 +34,8 @@ _log = logging.getLogger(__name__)
 class Watch(threading.Thread):
     """Follows every bundle from its start in a child to its end.
 
-    ``on_ended`` and ``on_progress`` are called in this thread and must only note what they are told.
+    ``on_ended``, ``on_progress`` and ``on_running`` are called in this thread and must only note what
+    they are told.
     """
 
     def __init__(
@@ -40,11 +43,15 @@ class Watch(threading.Thread):
         channel: Channel,
         on_ended: Callable[[list[Ended]], None],
         on_progress: Callable[[Held, int, str], None],
+        on_running: Callable[[], None],
+        exit_of: Callable[[int], int | None],
     ) -> None:
         super().__init__(name="capataz-watch", daemon=True)
         self._channel = channel
         self._on_ended = on_ended
         self._on_progress = on_progress
+        self._on_running = on_running
+        self._exit_of = exit_of
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._orders: deque[Callable[[], None]] = deque()
         self._bundles: dict[int, Bundle] = {}
@@ -136,6 +143,8 @@ class Watch(threading.Thread):
             due = held.kill_at or held.started + held.time_limit
             if held.kill_at is None and self._drain_at is not None:
                 due = min(due, self._drain_at)
+            if not held.told_running:
+                due = min(due, held.started + SHOW)
             if len(bundle.items) > 1 and now - held.started < SLOW:
                 due = min(due, held.started + SLOW)
             soonest = min(soonest, due - now)
@@ -193,8 +202,8 @@ class Watch(threading.Thread):
         try:
             fd = os.pidfd_open(pid)
         except ProcessLookupError:
-            # Dead and reaped already: its reports are all read, so judge it now.
-            self._orders.append(lambda: self._judge(pid, None))
+            # Dead and reaped already: judge it when its reports are all read.
+            self._orders.append(lambda: self._judge(pid, self._known_exit(pid)))
             return
         self._pidfds[pid], self._pids[fd] = fd, pid
         self._poll.register(fd, select.POLLIN)
@@ -205,8 +214,18 @@ class Watch(threading.Thread):
         self._poll.unregister(fd)
         status = _exit_status(fd)
         os.close(fd)
+        if status is None:
+            status = self._known_exit(pid)
         self._read_reports()
         self._judge(pid, status)
+
+    def _known_exit(self, pid: int) -> int | None:
+        """How a child ended that the main thread has reaped; it may be writing that down just now."""
+        for _ in range(20):
+            if (status := self._exit_of(pid)) is not None:
+                return status
+            time.sleep(0.005)
+        return None
 
     def _judge(self, pid: int, status: int | None) -> None:
         """Decide what became of the tasks of a dead child."""
@@ -272,6 +291,9 @@ class Watch(threading.Thread):
             held = bundle.current
             if held is None or held.started is None or held.ended:
                 continue
+            if not held.told_running and now >= held.started + SHOW:
+                held.told_running = True
+                self._on_running()
             if held.kill_at is None and now >= held.started + held.time_limit:
                 held.stop_reason = Ending.FAILED
                 held.stop_text = f"hard time limit of {held.time_limit:g} s exceeded; its process was killed"

@@ -1,0 +1,57 @@
+"""The prefork pool, telling how its children ended and shrinking only by idle ones."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from celery.concurrency import prefork
+from celery.concurrency.asynpool import AsynPool
+
+REMEMBERED = 1000  # exits
+
+
+class Pool(AsynPool):
+    """Celery's pool of child processes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.exits: OrderedDict[int, int] = OrderedDict()
+        super().__init__(*args, **kwargs)
+
+    def process_flush_queues(self, proc: Any) -> None:
+        """Called for every child that has been reaped."""
+        if proc.exitcode is not None:
+            self.exits[proc.pid] = proc.exitcode
+            while len(self.exits) > REMEMBERED:
+                self.exits.popitem(last=False)
+        super().process_flush_queues(proc)
+
+    def shrink(self, n: int = 1) -> None:
+        """End up to ``n`` children that have neither a job accepted nor one on its way.
+
+        The stock method ends a child whose job it has just been sent.
+        """
+        for process in [each for each in self._pool if self._is_idle(each)][:n]:
+            self._processes -= 1
+            if self._putlock:
+                self._putlock.shrink()
+            self._all_inqueues.discard(process.inqW_fd)  # no job may be written to it from now on
+            process.terminate_controlled()
+            self.on_shrink(1)
+
+    def _is_idle(self, process: Any) -> bool:
+        busy = process.inqW_fd in self._busy_workers or process.inqW_fd in self._active_writes
+        starting = process in self._waiting_to_start or process.inqW_fd not in self._all_inqueues
+        return not (busy or starting or self._worker_active(process))
+
+
+class TaskPool(prefork.TaskPool):
+    """Celery's prefork pool on our ``Pool``."""
+
+    Pool = Pool
+
+    def exit_of(self, pid: int) -> int | None:
+        """How a reaped child ended: its exit code, negative for a signal; None if that is not known."""
+        exits = self._pool.exits if self._pool is not None else {}
+        code: int | None = exits.get(pid)
+        return code

@@ -1,0 +1,83 @@
+"""While PostgreSQL is away nothing is accepted and nothing is forgotten."""
+
+import time
+
+import pytest
+from django.db import OperationalError, connection, connections
+
+from capataz.lifecycle.submission import submit
+from capataz.models import Attempt, Task, Worker
+
+
+def test_a_restart_loses_no_outcome_and_kills_no_worker(platform, records, eventually, restart_postgres):
+    platform.start_dispatcher()
+    workers = [platform.start_worker("2,2"), platform.start_worker("2,2")]
+    records.submit(200, seconds=0.05)
+    for share in (20, 80):
+        eventually(
+            lambda share=share: Task.objects.filter(pk__in=records.ids, state="succeeded").count() > share
+        )
+        restart_postgres()
+    eventually(records.all_succeeded, within=120)
+    records.check()
+    assert Worker.objects.alive().filter(pid__in=[worker.pid for worker in workers]).count() == 2
+    assert Worker.objects.filter(state="lost").count() == 0
+    assert not Attempt.objects.filter(task_id__in=records.ids, outcome="lost").exists()
+
+
+def test_outcomes_wait_for_a_database_that_is_away(platform, servers, records, eventually):
+    platform.start_dispatcher()
+    platform.start_worker("2,2")
+    records.submit(2, seconds=2)
+    eventually(lambda: Task.objects.filter(pk__in=records.ids, state="running").count() == 2)
+    servers.postgres.stop()
+    for held in connections.all():
+        held.close()
+    eventually(lambda: len([line for line in records.lines() if line[0] == "end"]) == 2)
+    with pytest.raises(OperationalError):
+        submit("demo.echo", {"message": "no"})
+    connection.close()
+    servers.postgres.start()
+    servers.postgres.wait_until_ready()
+    eventually(records.all_succeeded)
+    records.check()
+    assert len([line for line in records.lines() if line[0] == "start"]) == 2
+
+
+def test_terminated_backends_are_replaced(platform, records, eventually):
+    platform.start_dispatcher()
+    platform.start_worker("2,2")
+    records.submit(150, seconds=0.05)
+    for _ in range(5):
+        done = Task.objects.filter(pk__in=records.ids, state="succeeded").count()
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name LIKE 'capataz %%' AND datname = current_database()"
+            )
+        eventually(lambda done=done: Task.objects.filter(pk__in=records.ids, state="succeeded").count() > done)
+    eventually(records.all_succeeded)
+    records.check()
+    assert Worker.objects.filter(state="lost").count() == 0
+
+
+def test_a_row_that_somebody_locks_delays_only_itself(platform, records, eventually):
+    platform.start_dispatcher()
+    platform.start_worker("3,3")
+    locked = submit("demo.sleep", {"seconds": 1})
+    eventually(lambda: Task.objects.get(pk=locked.pk).state == "running")
+    other = connection.copy()
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("SET idle_in_transaction_session_timeout = 0")
+            cursor.execute("BEGIN")
+            cursor.execute("SELECT 1 FROM capataz_task WHERE id = %s FOR UPDATE", [locked.pk])
+            time.sleep(2)  # it has ended by now, and cannot be finished
+            records.submit(50)
+            eventually(records.all_succeeded)
+            assert Task.objects.get(pk=locked.pk).state == "running"
+            cursor.execute("ROLLBACK")
+    finally:
+        other.close()
+    eventually(lambda: Task.objects.get(pk=locked.pk).state == "succeeded")
+    assert Attempt.objects.filter(task_id=locked.pk).count() == 1

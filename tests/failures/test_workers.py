@@ -1,0 +1,210 @@
+"""What happens to tasks when the processes that run them die."""
+
+import signal
+import time
+
+import psutil
+import pytest
+
+from capataz.lifecycle.submission import submit
+from capataz.models import Attempt, Event, Task, Worker
+from tests.workload import notes
+
+
+def outcomes(task):
+    return list(Attempt.objects.filter(task_id=task.pk).order_by("id").values_list("outcome", flat=True))
+
+
+def state(task):
+    return Task.objects.get(pk=task.pk).state
+
+
+@pytest.fixture
+def gate(tmp_path):
+    return tmp_path / "gate"
+
+
+def submit_at_gate(gate, **options):
+    file = f"gate-{time.time_ns()}.log"
+    return submit("testing.gate", {"file": file, "gate": str(gate)}, **options), file
+
+
+def test_a_task_outlives_the_worker_that_was_killed(platform, eventually, gate, capsys):
+    platform.start_dispatcher()
+    worker = platform.start_worker()
+    task, file = submit_at_gate(gate)
+    eventually(lambda: state(task) == "running")
+
+    killed = time.monotonic()
+    worker.kill()
+    platform.start_worker()
+    eventually(lambda: len(notes(file)) == 2)
+    with capsys.disabled():
+        print(f"\n  from the kill of a worker to the next start: {time.monotonic() - killed:.1f} s")
+    gate.touch()
+
+    eventually(lambda: state(task) == "succeeded")
+    assert outcomes(task) == ["lost", "succeeded"]
+    task.refresh_from_db()
+    assert (task.attempts, task.losses, task.worker_losses) == (1, 0, 1)
+
+
+def test_a_task_outlives_the_child_that_was_killed(platform, eventually, gate, capsys):
+    platform.start_dispatcher()
+    worker = platform.start_worker()
+    task, file = submit_at_gate(gate)
+    eventually(lambda: notes(file))
+
+    killed = time.monotonic()
+    for child in worker.children():
+        child.kill()
+    eventually(lambda: len(notes(file)) == 2)
+    with capsys.disabled():
+        print(f"\n  from the kill of a child to the next start: {time.monotonic() - killed:.1f} s")
+    gate.touch()
+
+    eventually(lambda: state(task) == "succeeded")
+    assert outcomes(task) == ["lost", "succeeded"]
+    assert worker.is_alive()
+    task.refresh_from_db()
+    assert (task.losses, task.worker_losses) == (1, 0)
+
+
+def test_a_task_that_kills_its_process_is_quarantined_and_the_worker_lives(platform, eventually):
+    platform.start_dispatcher()
+    worker = platform.start_worker()
+    task = submit("demo.crash", {"signal": "SIGSEGV", "times": 1000})
+
+    eventually(lambda: state(task) == "dead")
+
+    task.refresh_from_db()
+    assert task.losses == 3
+    assert "SIGSEGV" in task.error
+    assert outcomes(task) == ["lost"] * 3
+    assert worker.is_alive()
+    after = submit("demo.echo", {"message": "still here"})
+    eventually(lambda: state(after) == "succeeded")
+
+
+def test_an_exit_code_is_named(platform, eventually):
+    platform.start_dispatcher()
+    platform.start_worker()
+    task = submit("testing.misbehave", {"how": "os_exit"})
+    eventually(lambda: state(task) == "dead")
+    task.refresh_from_db()
+    assert "exit code 5" in task.error
+
+
+def test_a_long_innocent_task_survives_five_worker_kills_in_a_row(platform, eventually, gate):
+    platform.start_dispatcher()
+    task, file = submit_at_gate(gate)
+    for kills in range(5):
+        worker = platform.start_worker()
+        # The wait grows with every worker lost: 0, 2, 4, 8, 16 seconds.
+        eventually(lambda kills=kills: len(notes(file)) == kills + 1 and state(task) == "running")
+        worker.kill()
+        eventually(lambda worker=worker: not Worker.objects.alive().filter(pid=worker.pid).exists())
+    platform.start_worker()
+    gate.touch()
+    eventually(lambda: state(task) == "succeeded")
+    task.refresh_from_db()
+    assert task.worker_losses == 5
+    assert outcomes(task) == ["lost"] * 5 + ["succeeded"]
+
+
+def test_what_a_killed_worker_had_not_started_is_given_to_others_unspent(platform, records, eventually):
+    platform.start_dispatcher()
+    worker = platform.start_worker("2,2")
+    records.submit(100, seconds=0.3)
+    eventually(lambda: Task.objects.filter(pk__in=records.ids, state="running").count() == 2)
+    worker.kill()
+    platform.start_worker("4,4")
+    eventually(records.all_succeeded)
+    records.check()
+    assert Task.objects.filter(pk__in=records.ids, worker_losses__gt=0).count() <= 2
+
+
+def test_a_frozen_worker_that_comes_back_cannot_finish_what_was_taken_from_it(platform, eventually, gate):
+    platform.start_dispatcher(CAPATAZ_LOOKS_WITHOUT_BEAT="5")
+    frozen = platform.start_worker("1,1")
+    task, file = submit_at_gate(gate)
+    eventually(lambda: state(task) == "running")
+    family = [psutil.Process(frozen.pid), *frozen.children()]
+    for process in family:
+        process.suspend()
+    successor = platform.start_worker("1,1")
+    eventually(lambda: len(notes(file)) == 2)
+    assert Task.objects.get(pk=task.pk).worker_id == successor.worker().pk
+
+    for process in family:
+        process.resume()
+    eventually(lambda: Worker.objects.filter(pid=frozen.pid, state="running").exists())
+    gate.touch()
+
+    eventually(lambda: state(task) == "succeeded")
+    eventually(lambda: len([line for line in notes(file) if line.startswith("end")]) >= 1)
+    assert outcomes(task) == ["lost", "succeeded"]
+    assert Worker.objects.filter(pid=frozen.pid).count() == 2  # it went on under a new identity
+    after = submit("demo.echo", {"message": "x"})
+    eventually(lambda: state(after) == "succeeded")
+
+
+def test_a_worker_that_is_asked_to_stop_gives_its_tasks_back_unspent(platform, records, eventually, gate):
+    platform.start_dispatcher()
+    worker = platform.start_worker("2,2", CAPATAZ_SHUTDOWN_GRACE_SECONDS="1")
+    task, _ = submit_at_gate(gate)
+    records.submit(40, seconds=0.2)
+    eventually(lambda: state(task) == "running")
+
+    worker.stop(within=30)
+
+    task.refresh_from_db()
+    assert task.state in ("queued", "retrying")
+    assert (task.attempts, task.losses, task.worker_losses) == (0, 0, 0)
+    assert not Task.objects.filter(worker_id__isnull=False).exists()
+    assert worker.popen.returncode == 0
+    assert Worker.objects.get(pid=worker.pid).state == "stopped"
+    gate.touch()
+    platform.start_worker("4,4")
+    eventually(lambda: state(task) == "succeeded")
+    eventually(records.all_succeeded)
+    assert outcomes(task)[-1] == "succeeded"
+
+
+def test_killing_a_worker_leaves_no_process_behind(platform, eventually):
+    worker = platform.start_worker("3,3")
+    family = eventually(lambda: len(worker.children()) >= 3 and worker.children())
+    worker.kill()
+    eventually(lambda: not any(child.is_running() and child.status() != "zombie" for child in family))
+
+
+def test_the_hard_limit_kills_the_whole_family_of_a_task(platform, eventually):
+    platform.start_dispatcher()
+    platform.start_worker()
+    file = f"family-{time.time_ns()}.log"
+    task = submit("testing.misbehave", {"how": "grandchild", "file": file})
+    eventually(lambda: state(task) == "dead")
+    task.refresh_from_db()
+    assert "hard time limit of 2 s exceeded" in task.error
+    [pid] = notes(file)
+    eventually(lambda: not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == "zombie")
+
+
+def test_two_dispatchers_share_the_work_and_one_may_die(platform, records, eventually):
+    first, _ = platform.start_dispatcher(), platform.start_dispatcher()
+    platform.start_worker("3,3")
+    records.submit(300, seconds=0.02)
+    eventually(lambda: Task.objects.filter(pk__in=records.ids, state="succeeded").count() > 50)
+    first.signal(signal.SIGSTOP)
+    eventually(records.all_succeeded)
+    first.kill()
+    records.check()
+    assert len([line for line in records.lines() if line[0] == "start"]) == 300
+
+
+def test_worker_deaths_are_events(platform, eventually):
+    platform.start_dispatcher()
+    worker = platform.start_worker()
+    worker.kill()
+    eventually(lambda: Event.objects.filter(kind="worker.lost").exists())
+    assert Worker.objects.get(pid=worker.pid).state == "lost"

@@ -1,0 +1,154 @@
+"""Handlers and plain tasks that tests need and nobody else."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import shared_task
+from django.conf import settings
+
+from capataz.errors import Discard, SoftTimeLimitExceeded
+from capataz.handlers import RunningTask, handler
+from capataz.policy import fixed, never
+
+
+def note(file: str, line: str) -> None:
+    """Append a line to a record file, whole."""
+    folder = Path(settings.CAPATAZ_DATA_DIR) / "records"
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(descriptor, (line + "\n").encode())
+    os.close(descriptor)
+
+
+def notes(file: str) -> list[str]:
+    """The lines noted so far."""
+    path = Path(settings.CAPATAZ_DATA_DIR) / "records" / file
+    return path.read_text().splitlines() if path.exists() else []
+
+
+NASTY = {
+    "nul": lambda: "a\x00b",
+    "nan": lambda: float("nan"),
+    "infinity": lambda: [float("inf")],
+    "surrogate": lambda: "\ud800",
+    "huge": lambda: "x" * (20 * 1024 * 1024),
+    "object": lambda: object(),
+    "bytes": lambda: b"raw",
+    "key": lambda: {(1, 2): 3},
+    "cycle": lambda: _cycle(),
+    "deep": lambda: _deep(),
+    "large": lambda: "y" * 900_000,
+}
+
+
+def _cycle() -> Any:
+    made: list[Any] = []
+    made.append(made)
+    return made
+
+
+def _deep() -> Any:
+    made: Any = []
+    for _ in range(100_000):
+        made = [made]
+    return made
+
+
+@handler("testing.nasty", retry=never(), time_limit=60)
+def nasty(task: RunningTask, payload: dict[str, Any]) -> Any:
+    return NASTY[payload["kind"]]()
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@handler("testing.misbehave", retry=never(), soft_time_limit=1.0, time_limit=2.0)
+def misbehave(task: RunningTask, payload: dict[str, Any]) -> Any:
+    match payload["how"]:
+        case "exit":
+            sys.exit(3)
+        case "os_exit":
+            os._exit(5)
+        case "keyboard":
+            raise KeyboardInterrupt
+        case "unprintable":
+            raise Unprintable
+        case "discard":
+            raise Discard("not worth it")
+        case "hang_politely":
+            try:
+                time.sleep(60)
+            except SoftTimeLimitExceeded:
+                return "stopped in time"
+        case "hang":
+            _hang()
+        case "stdout":
+            os.write(1, b"\x00garbage" * 10_000)
+            return "written"
+        case "grandchild":
+            child = subprocess.Popen(["sleep", "300"])
+            note(payload["file"], str(child.pid))
+            _hang()
+        case "nul_error":
+            raise ValueError("bad \x00 \ud800 text")
+        case "thread":
+            threading.Thread(target=time.sleep, args=(300,), daemon=True).start()
+            return "started"
+    return None
+
+
+def _hang() -> None:
+    while True:
+        try:
+            time.sleep(60)
+        except SoftTimeLimitExceeded:
+            continue
+
+
+@handler("testing.flaky", retry=fixed(0.1, attempts=5), time_limit=60)
+def flaky(task: RunningTask, payload: dict[str, Any]) -> Any:
+    if task.attempt <= payload["times"]:
+        raise RuntimeError(f"attempt {task.attempt} fails")
+    return task.attempt
+
+
+@handler("testing.progress", time_limit=60)
+def progress(task: RunningTask, payload: dict[str, Any]) -> Any:
+    task.progress(40, "nearly half")
+    while not Path(payload["gate"]).exists():
+        time.sleep(0.02)
+    return "through"
+
+
+@handler("testing.gate", time_limit=600)
+def wait_at_gate(task: RunningTask, payload: dict[str, Any]) -> Any:
+    note(payload["file"], f"start {task.id} {task.starts}")
+    while not Path(payload["gate"]).exists():
+        time.sleep(0.02)
+    note(payload["file"], f"end {task.id} {task.starts}")
+    return task.starts
+
+
+@handler("testing.async_sum", time_limit=60)
+async def async_sum(task: RunningTask, payload: dict[str, Any]) -> Any:
+    return sum(payload["numbers"])
+
+
+@shared_task
+def plain_add(a: int, b: int) -> int:
+    return a + b
+
+
+@shared_task(acks_late=True)
+def plain_record(file: str, seconds: float) -> str:
+    note(file, "start")
+    time.sleep(seconds)
+    note(file, "end")
+    return "done"
