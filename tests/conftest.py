@@ -8,8 +8,11 @@ import pytest
 import redis
 from django.conf import settings
 from django.core.management import call_command
+from django.db import connections
 
+from tests import embedded_servers
 from tests.processes import Processes
+from tests.records import Records
 
 PATIENCE = 60.0  # seconds: generous, because a shared machine may stand still for a while
 
@@ -42,7 +45,9 @@ def broker() -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def platform(transactional_db: None, broker: redis.Redis, request: pytest.FixtureRequest) -> Iterator[Processes]:
+def platform(
+    transactional_db: None, broker: redis.Redis, request: pytest.FixtureRequest
+) -> Iterator[Processes]:
     """Real processes of the platform on this test's database; all are ended afterwards."""
     call_command("setup_platform", verbosity=0)
     processes = Processes()
@@ -51,6 +56,46 @@ def platform(transactional_db: None, broker: redis.Redis, request: pytest.Fixtur
     failed = getattr(request.node, "failed", False)
     if failed:
         processes.print_logs()
+
+
+@pytest.fixture
+def records() -> Records:
+    return Records()
+
+
+@pytest.fixture
+def servers() -> Any:
+    """The servers of this run; whatever a test stops is running again afterwards."""
+    held = embedded_servers.servers()
+    yield held
+    for server in held.own():
+        if server.child is None:
+            server.start()
+            server.wait_until_ready()
+    for connection in connections.all():
+        connection.close()
+
+
+@pytest.fixture
+def restart_postgres(servers: Any) -> Callable[[], None]:
+    def restart() -> None:
+        servers.postgres.kill()
+        servers.postgres.start()
+        servers.postgres.wait_until_ready()
+        for connection in connections.all():
+            connection.close()
+
+    return restart
+
+
+@pytest.fixture
+def restart_redis(servers: Any) -> Callable[[], None]:
+    def restart() -> None:
+        servers.redis.kill()
+        servers.redis.start()
+        servers.redis.wait_until_ready()
+
+    return restart
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -78,12 +78,24 @@ class Processes:
         return self.start("dispatcher", [sys.executable, "manage.py", "dispatcher"], **environment)
 
     def start_worker(
-        self, concurrency: str = "2,2", *, options: tuple[str, ...] = (), wait: bool = True, **environment: str
+        self,
+        concurrency: str = "2,2",
+        *,
+        options: tuple[str, ...] = (),
+        wait: bool = True,
+        **environment: str,
     ) -> Process:
         """A worker with ``--autoscale=concurrency`` (max,min), ready to take tasks."""
         name = f"worker-{next(_names)}"
         command = [sys.executable, "-m", "celery", "-A", "capataz", "worker", "-n", f"{name}@%h"]
-        command += [f"--autoscale={concurrency}", "--without-gossip", "--without-mingle", "-l", "INFO", *options]
+        command += [
+            f"--autoscale={concurrency}",
+            "--without-gossip",
+            "--without-mingle",
+            "-l",
+            "INFO",
+            *options,
+        ]
         process = self.start(name, command, **environment)
         if wait:
             self.wait_until_ready(process)
@@ -93,7 +105,9 @@ class Processes:
         deadline = time.monotonic() + 60
         while not Worker.objects.filter(pid=process.pid, state="running", phase="running").exists():
             if not process.is_alive() or time.monotonic() > deadline:
-                raise AssertionError(f"{process.name} did not become ready:\n{process.log.read_text()[-5000:]}")
+                raise AssertionError(
+                    f"{process.name} did not become ready:\n{process.log.read_text()[-5000:]}"
+                )
             time.sleep(0.05)
 
     def start(self, name: str, command: list[str], **environment: str) -> Process:

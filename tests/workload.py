@@ -31,21 +31,6 @@ def notes(file: str) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-NASTY = {
-    "nul": lambda: "a\x00b",
-    "nan": lambda: float("nan"),
-    "infinity": lambda: [float("inf")],
-    "surrogate": lambda: "\ud800",
-    "huge": lambda: "x" * (20 * 1024 * 1024),
-    "object": lambda: object(),
-    "bytes": lambda: b"raw",
-    "key": lambda: {(1, 2): 3},
-    "cycle": lambda: _cycle(),
-    "deep": lambda: _deep(),
-    "large": lambda: "y" * 900_000,
-}
-
-
 def _cycle() -> Any:
     made: list[Any] = []
     made.append(made)
@@ -57,6 +42,21 @@ def _deep() -> Any:
     for _ in range(100_000):
         made = [made]
     return made
+
+
+NASTY = {
+    "nul": lambda: "a\x00b",
+    "nan": lambda: float("nan"),
+    "infinity": lambda: [float("inf")],
+    "surrogate": lambda: "\ud800",
+    "huge": lambda: "x" * (20 * 1024 * 1024),
+    "object": object,
+    "bytes": lambda: b"raw",
+    "key": lambda: {(1, 2): 3},
+    "cycle": _cycle,
+    "deep": _deep,
+    "large": lambda: "y" * 900_000,
+}
 
 
 @handler("testing.nasty", retry=never(), time_limit=60)

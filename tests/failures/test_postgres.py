@@ -55,7 +55,9 @@ def test_terminated_backends_are_replaced(platform, records, eventually):
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE application_name LIKE 'capataz %%' AND datname = current_database()"
             )
-        eventually(lambda done=done: Task.objects.filter(pk__in=records.ids, state="succeeded").count() > done)
+        eventually(
+            lambda done=done: Task.objects.filter(pk__in=records.ids, state="succeeded").count() > done
+        )
     eventually(records.all_succeeded)
     records.check()
     assert Worker.objects.filter(state="lost").count() == 0

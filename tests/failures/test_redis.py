@@ -67,7 +67,9 @@ def test_a_flush_loses_nothing(platform, records, eventually, broker):
     for _ in range(5):
         done = Task.objects.filter(pk__in=records.ids, state="succeeded").count()
         broker.flushall()
-        eventually(lambda done=done: Task.objects.filter(pk__in=records.ids, state="succeeded").count() > done)
+        eventually(
+            lambda done=done: Task.objects.filter(pk__in=records.ids, state="succeeded").count() > done
+        )
     eventually(records.all_succeeded)
     records.check()
 
@@ -141,7 +143,9 @@ def forged_messages(task_ids):
     yield json.dumps({**good, "headers": unknown}).encode()
     plain = {key: value for key, value in unknown.items() if key != pointer.HEADER}
     yield json.dumps({**good, "headers": plain}).encode()
-    yield json.dumps({**good, "headers": {**plain, "task": "tests.workload.plain_add"}, "body": "{{{"}).encode()
+    yield json.dumps(
+        {**good, "headers": {**plain, "task": "tests.workload.plain_add"}, "body": "{{{"}
+    ).encode()
     pickled = {**good, "content-type": "application/x-python-serialize", "content-encoding": "binary"}
     yield json.dumps({**pickled, "headers": {**plain, "task": "tests.workload.plain_add"}}).encode()
     yield json.dumps({**good, "headers": {**plain, "task": "demo.echo"}}).encode()
@@ -164,7 +168,10 @@ def test_forged_messages_change_nothing_and_stop_nobody(platform, records, event
 
     records.submit(20)
     eventually(records.all_succeeded, within=180)
-    eventually(lambda: not any(broker.llen(pointer.queue_key("default", step)) for step in range(0, 11, 2)), within=180)
+    eventually(
+        lambda: not any(broker.llen(pointer.queue_key("default", step)) for step in range(0, 11, 2)),
+        within=180,
+    )
     assert state(waiting) == "scheduled"
     assert Task.objects.get(pk=finished.pk).finished_at == finished_at
     assert Task.objects.count() == 22

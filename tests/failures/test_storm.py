@@ -1,5 +1,6 @@
 """Everything that can be killed is killed while work goes on, and nothing is lost."""
 
+import contextlib
 import os
 import random
 import signal
@@ -30,7 +31,10 @@ def test_nothing_is_lost_when_everything_is_killed(
         return reached
 
     def keep_running():
-        for group, start in ((dispatchers, platform.start_dispatcher), (workers, lambda: platform.start_worker("3,3", wait=False))):
+        for group, start in (
+            (dispatchers, platform.start_dispatcher),
+            (workers, lambda: platform.start_worker("3,3", wait=False)),
+        ):
             for index, process in enumerate(group):
                 if not process.is_alive():
                     group[index] = start()
@@ -40,7 +44,8 @@ def test_nothing_is_lost_when_everything_is_killed(
     keep_running()
     eventually(progress(0.15), within=120)
     for child in random.sample(workers[1].children(), 2):
-        with_suppress_kill(child)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     eventually(progress(0.25), within=120)
     broker.flushall()
     eventually(progress(0.35), within=120)
@@ -58,10 +63,3 @@ def test_nothing_is_lost_when_everything_is_killed(
     keep_running()
     eventually(records.all_succeeded, within=240)
     records.check()
-
-
-def with_suppress_kill(child):
-    try:
-        child.kill()
-    except psutil.NoSuchProcess:
-        pass

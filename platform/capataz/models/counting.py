@@ -16,35 +16,40 @@ CHEAP = 30_000.0
 
 @dataclass(frozen=True)
 class Count:
-    """How many rows there are. One that is not exact is an estimate, or there are more."""
+    """How many rows there are: exactly, at least, or by the planner's estimate."""
 
     value: int
-    exact: bool
+    exact: bool = True
+    estimated: bool = False
 
     def __str__(self) -> str:
-        return f"{self.value:,}" if self.exact else f"about {self.value:,}"
+        if self.estimated:
+            return f"about {self.value:,}"
+        return f"{self.value:,}" if self.exact else f"{self.value:,}+"
+
+    def __add__(self, other: Count) -> Count:
+        return Count(self.value + other.value, self.exact and other.exact, self.estimated or other.estimated)
 
 
 def count(queryset: QuerySet[Any]) -> Count:
-    """How many rows ``queryset`` has, without ever reading a big table from end to end."""
-    some = queryset.order_by()[: CAP + 1]
-    if _price(some) <= CHEAP:
-        found = some.count()
-        if found <= CAP:
-            return Count(found, exact=True)
-        return Count(max(found, _expected_rows(queryset)), exact=False)
-    return Count(_expected_rows(queryset), exact=False)
+    """How many rows ``queryset`` has, without ever reading a big table from end to end.
+
+    Counts up to ``CAP``. Where even that is dear, because few of many rows fit, the estimate has to do.
+    """
+    everything = queryset.order_by()
+    some = everything[: CAP + 1]
+    price, _ = _plan(some)
+    if price > CHEAP:
+        _, expected = _plan(everything)
+        return Count(expected, exact=False, estimated=True)
+    found = some.count()
+    return Count(min(found, CAP), exact=found <= CAP)
 
 
-def _price(queryset: QuerySet[Any]) -> float:
-    return float(_plan(queryset)["Total Cost"])
-
-
-def _expected_rows(queryset: QuerySet[Any]) -> int:
-    return int(_plan(queryset.order_by())["Plan Rows"])
-
-
-def _plan(queryset: QuerySet[Any]) -> dict[str, Any]:
-    [explained] = json.loads(queryset.values("pk").explain(format="json"))
-    plan: dict[str, Any] = explained["Plan"]
-    return plan
+def _plan(queryset: QuerySet[Any]) -> tuple[float, int]:
+    """What the planner thinks of a question: its price, and how many rows will come."""
+    explained = queryset.values("pk").explain(format="json")
+    if not explained:  # Django knows that nothing will come, and asks nobody
+        return 0.0, 0
+    plan = json.loads(explained)[0]["Plan"]
+    return float(plan["Total Cost"]), int(plan["Plan Rows"])

@@ -53,9 +53,10 @@ class Consumer(StockConsumer):
         def on_task_received(message: Any) -> None:
             try:
                 take(message)
-            except passing:
-                raise
-            except Exception:
+            except Exception as error:
+                # To kombu a KeyError is a lost connection; here it is a message that lacks something.
+                if isinstance(error, passing) and not isinstance(error, KeyError):
+                    raise
                 _log.warning("dropped a message that no handler could take", exc_info=True)
                 message.reject_log_error(_log, passing)
 

@@ -146,15 +146,13 @@ def _decode(entry: bytes) -> dict[str, Any] | None:
         headers, properties = message["headers"], message["properties"]
         texts = (
             message["body"],
-            headers["task"],
-            headers["id"],
             properties["delivery_tag"],
             properties["delivery_info"]["exchange"],
             properties["delivery_info"]["routing_key"],
         )
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
-    if not all(isinstance(text, str) for text in texts):
+    if not isinstance(headers, dict) or not all(isinstance(text, str) for text in texts):
         return None
     if is_pointer(headers):
         # A copy must not share its tag with the original: one's end would settle the other.

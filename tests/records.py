@@ -1,19 +1,15 @@
-"""What the failure tests share: records that handlers write, and servers that can be killed."""
+"""Records that ``demo.record`` writes: an independent witness of what ran."""
 
 import uuid
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 from django.conf import settings
-from django.db import connections
 
 from capataz.lifecycle.submission import Submission, submit_many
 from capataz.models import Attempt, Task
-from tests import embedded_servers
 
 
 @dataclass
@@ -53,49 +49,11 @@ class Records:
         states = Counter(Task.objects.filter(pk__in=self.ids).values_list("state", flat=True))
         assert states == {"succeeded": len(self.ids)}
         finishings = Counter(
-            Attempt.objects.filter(task_id__in=self.ids, outcome="succeeded").values_list("task_id", flat=True)
+            Attempt.objects.filter(task_id__in=self.ids, outcome="succeeded").values_list(
+                "task_id", flat=True
+            )
         )
         assert set(finishings.values()) == {1}
         assert len(finishings) == len(self.ids)
         ended = {about for word, about, *_ in self.lines() if word == "end"}
         assert ended >= {str(task_id) for task_id in self.ids}
-
-
-@pytest.fixture
-def records() -> Records:
-    return Records()
-
-
-@pytest.fixture
-def servers() -> Any:
-    """The servers of this run; whatever a test stops is running again afterwards."""
-    held = embedded_servers.servers()
-    yield held
-    for server in held.own():
-        if server.child is None:
-            server.start()
-            server.wait_until_ready()
-    for connection in connections.all():
-        connection.close()
-
-
-@pytest.fixture
-def restart_postgres(servers: Any) -> Callable[[], None]:
-    def restart() -> None:
-        servers.postgres.kill()
-        servers.postgres.start()
-        servers.postgres.wait_until_ready()
-        for connection in connections.all():
-            connection.close()
-
-    return restart
-
-
-@pytest.fixture
-def restart_redis(servers: Any) -> Callable[[], None]:
-    def restart() -> None:
-        servers.redis.kill()
-        servers.redis.start()
-        servers.redis.wait_until_ready()
-
-    return restart

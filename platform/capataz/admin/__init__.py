@@ -1,0 +1,11 @@
+"""The admin: a door. It shows the nouns, and its actions call verbs."""
+
+from django.contrib import admin
+
+from capataz.admin import event, queue, task, token, worker
+
+__all__ = ["event", "queue", "task", "token", "worker"]
+
+admin.site.site_header = admin.site.site_title = "Capataz"
+admin.site.index_title = "Administration"
+admin.site.site_url = "/dashboard/"

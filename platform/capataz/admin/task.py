@@ -1,0 +1,157 @@
+"""Tasks in the admin: look, search, cancel, retry."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import OuterRef, QuerySet, Subquery
+from django.http import HttpRequest
+from django.template.loader import render_to_string
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from capataz.admin import outcome_of_action
+from capataz.admin.filters import PriorityFilter, QueueFilter, StateFilter, TypeFilter
+from capataz.admin.paging import ReadOnlyAdmin
+from capataz.lifecycle import cancellation, retry
+from capataz.models import Attempt, Task, Worker
+
+MOST_ATTEMPTS = 100
+
+# The parts of a task's page.
+IDENTITY = ("id", "key", "type", "badge", "queue", "priority", "worker_name", "submitted_by")
+TIMES = (
+    *("created_at", "run_at", "expires_at", "started_at", "finished_at", "ran_for"),
+    *("cancel_requested_at", "soft_time_limit", "time_limit"),
+)
+WORK = ("shown_payload", "progress", "progress_message", "shown_result", "shown_error")
+ATTEMPTS = ("history", "attempts", "max_attempts", "losses", "worker_losses", "given_back")
+DISPATCH = ("run", "released_at", "verify_at", "publishes")
+
+
+@admin.register(Task)
+class TaskAdmin(ReadOnlyAdmin):
+    """Every task; its row is changed by verbs only."""
+
+    list_display = (
+        "short_id", "type", "badge", "priority", "queue", "tries", "worker_name", "created_at", "ran_for",
+    )  # fmt: skip
+    list_display_links = ("short_id",)
+    list_filter = (StateFilter, TypeFilter, QueueFilter, PriorityFilter)
+    ordering = ("-id",)
+    sortable_by = ()  # only the order by id has an index
+    search_fields = ("id",)
+    search_help_text = "The exact id of a task, or the id that its client gave it."
+    actions = ("cancel", "retry")
+    fieldsets = (
+        (None, {"fields": IDENTITY}),
+        ("Times", {"fields": TIMES}),
+        ("Work", {"fields": WORK}),
+        ("Attempts", {"fields": ATTEMPTS}),
+        ("Dispatch", {"fields": DISPATCH, "classes": ("collapse",)}),
+    )
+    readonly_fields = (
+        "id",
+        "key",
+        "created_at",
+        "badge",
+        "worker_name",
+        "ran_for",
+        "shown_payload",
+        "shown_result",
+        "shown_error",
+        "history",
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Task]:
+        """Tasks with the name of their worker, without their large columns in lists."""
+        name = Worker.objects.filter(pk=OuterRef("worker_id")).values("name")
+        tasks: QuerySet[Task] = super().get_queryset(request)
+        return tasks.annotate(worker_now=Subquery(name)).defer("payload", "result", "error")
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Task], search_term: str
+    ) -> tuple[QuerySet[Task], bool]:
+        """The one task of this id: no LIKE, which would read the whole table."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        return queryset.filter(pk__in=Task.objects.called(term).values("pk")), False
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        """Whether this person may cancel and retry."""
+        return request.user.has_perm("capataz.change_task")
+
+    @admin.action(description="Cancel the selected tasks", permissions=["operate"])
+    def cancel(self, request: HttpRequest, tasks: QuerySet[Task]) -> None:
+        """Stop them for good."""
+        by = outcome_of_action.operator(request)
+        outcome_of_action.apply(
+            self,
+            request,
+            tasks,
+            lambda task: cancellation.cancel(task, reason="admin", by=by),
+            "cancelled or asked to stop",
+        )
+
+    @admin.action(description="Retry the selected tasks", permissions=["operate"])
+    def retry(self, request: HttpRequest, tasks: QuerySet[Task]) -> None:
+        """Queue them again."""
+        by = outcome_of_action.operator(request)
+        outcome_of_action.apply(self, request, tasks, lambda task: retry.retry(task, by=by), "queued again")
+
+    @admin.display(description="ID")
+    def short_id(self, task: Task) -> SafeString:
+        """The last digits, which differ; the first ones tell the time."""
+        return format_html('<code class="capataz-id" title="{}">…{}</code>', task.pk, str(task.pk)[-8:])
+
+    @admin.display(description="state", ordering=None)
+    def badge(self, task: Task) -> SafeString:
+        """The state in its colour."""
+        return format_html('<span class="capataz-state {}">{}</span>', task.state, task.get_state_display())
+
+    @admin.display(description="attempts")
+    def tries(self, task: Task) -> str:
+        """Attempts made, of those allowed."""
+        return f"{task.attempts} of {task.max_attempts}"
+
+    @admin.display(description="worker")
+    def worker_name(self, task: Task) -> str:
+        """Who holds it now."""
+        return getattr(task, "worker_now", None) or "-"
+
+    @admin.display(description="run time")
+    def ran_for(self, task: Task) -> str:
+        """How long the last attempt ran."""
+        return "-" if task.run_time is None else f"{task.run_time.total_seconds():.3f} s"
+
+    @admin.display(description="payload")
+    def shown_payload(self, task: Task) -> SafeString:
+        """The payload, indented."""
+        return _json(task.payload)
+
+    @admin.display(description="result")
+    def shown_result(self, task: Task) -> SafeString:
+        """The result, indented."""
+        return _json(task.result)
+
+    @admin.display(description="error")
+    def shown_error(self, task: Task) -> SafeString:
+        """Why the last attempt failed."""
+        return format_html("<pre>{}</pre>", task.error or "-")
+
+    @admin.display(description="attempts")
+    def history(self, task: Task) -> SafeString:
+        """The latest attempts."""
+        attempts = list(Attempt.objects.filter(task_id=task.pk).order_by("-id")[:MOST_ATTEMPTS])
+        names = dict(
+            Worker.objects.filter(pk__in={each.worker_id for each in attempts}).values_list("pk", "name")
+        )
+        cards = [{"attempt": each, "worker": names.get(each.worker_id, each.worker_id)} for each in attempts]
+        return render_to_string("admin/capataz/task/attempts.html", {"cards": cards})
+
+
+def _json(value: Any) -> SafeString:
+    return format_html("<pre>{}</pre>", json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,301 @@
+"""The forms of requests and answers. Requests are validated by them; answers are documented by them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    AliasGenerator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from capataz.handlers import QUEUE_NAME, TYPE_NAME
+from capataz.lifecycle.submission import Submission
+
+MOST_TASKS = 50_000
+MOST_ITEMS = 200
+
+# --- Requests -----------------------------------------------------------------------------------------
+
+
+def _text(value: Any) -> Any:
+    """Only RFC 3339: a number could be seconds or milliseconds."""
+    if not isinstance(value, str):
+        raise PydanticCustomError("not_a_time", "must be a time such as 2030-01-31T12:00:00Z")
+    return value
+
+
+def _addressable(name: str) -> str:
+    """An id under which the task can be found again: not the address of something else."""
+    if name == "bulk" or name.endswith(("/cancel", "/retry")):
+        raise PydanticCustomError("bad_id", "must neither be 'bulk' nor end in /cancel or /retry")
+    return name
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_text)]
+Number = StrictInt | StrictFloat
+Reason = Annotated[StrictStr, Field(max_length=200)]
+
+
+class Request(BaseModel):
+    """A request: a name that it does not know is a fault, not something to overlook."""
+
+    model_config = ConfigDict(extra="forbid", alias_generator=AliasGenerator(alias=to_camel))
+
+
+class TaskIn(Request):
+    """A task to submit. What is left out follows the handler's own policy."""
+
+    type: Annotated[StrictStr, Field(max_length=64)]
+    data: Annotated[Any, Field(description="What the type's schema asks for.")] = None
+    payload: Annotated[Any, Field(description="Another name for data.")] = None
+    priority: Annotated[
+        StrictInt | Annotated[StrictStr, Field(max_length=16)] | None,
+        Field(description="0 to 10, larger runs sooner; or high, medium, low, alta, media, baja."),
+    ] = None
+    id: Annotated[
+        Annotated[StrictStr, Field(min_length=1, max_length=255), AfterValidator(_addressable)] | None,
+        Field(description="An id of your choice: submitting the same task again returns the first one."),
+    ] = None
+    queue: Annotated[StrictStr, Field(max_length=64)] | None = None
+    run_at: Annotated[Time | None, Field(description="Not before this time.")] = None
+    delay: Annotated[Number | None, Field(description="Milliseconds to wait first.")] = None
+    expires_at: Annotated[Time | None, Field(description="Not to be started after this time.")] = None
+    max_attempts: Annotated[
+        StrictInt | None,
+        Field(
+            validation_alias=AliasChoices("maxAttempts", "attempts"), description="All, the first included."
+        ),
+    ] = None
+    timeout: Annotated[Number | None, Field(description="Time limit of one attempt, in milliseconds.")] = None
+
+    @model_validator(mode="after")
+    def _says_nothing_twice(self) -> Self:
+        if {"data", "payload"} <= self.model_fields_set:
+            raise PydanticCustomError("ambiguous", "give data or payload, not both")
+        if self.run_at is not None and self.delay is not None:
+            raise PydanticCustomError("ambiguous", "give runAt or delay, not both")
+        return self
+
+    def submission(self, by: str) -> Submission:
+        """What the caller ``by`` asks for, in the words of the verb."""
+        return Submission(
+            type=self.type,
+            data=self.payload if "payload" in self.model_fields_set else self.data,
+            priority=self.priority,
+            queue=self.queue,
+            run_at=self.run_at,
+            delay=None if self.delay is None else self.delay / 1000,
+            expires_at=self.expires_at,
+            key=self.id,
+            max_attempts=self.max_attempts,
+            time_limit=None if self.timeout is None else self.timeout / 1000,
+            submitted_by=by,
+        )
+
+
+class BulkIn(Request):
+    """Tasks to submit together: all of them are accepted, or none."""
+
+    tasks: Annotated[list[TaskIn], Field(min_length=1, max_length=MOST_TASKS)]
+
+
+class ReasonIn(Request):
+    """Why somebody does this; kept with the event."""
+
+    reason: Reason = ""
+
+
+class NothingIn(Request):
+    """An empty object."""
+
+
+class TaskFilter(BaseModel):
+    """Which tasks to list."""
+
+    status: Annotated[
+        list[str],
+        Field(
+            max_length=20,
+            description="pending, inProgress, completed, failed, cancelled, expired, or a state; repeatable.",
+        ),
+    ] = []
+    type: Annotated[str | None, Field(pattern=f"^{TYPE_NAME.pattern}$")] = None
+    queue: Annotated[str | None, Field(pattern=f"^{QUEUE_NAME.pattern}$")] = None
+    limit: Annotated[int, Field(ge=1, le=MOST_ITEMS)] = 50
+    cursor: Annotated[UUID | None, Field(description="The nextCursor of the page before.")] = None
+
+
+# --- Answers ------------------------------------------------------------------------------------------
+
+
+class Answer(BaseModel):
+    """An answer, with the names of the wire."""
+
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel)
+
+
+class AttemptOut(Answer):
+    """One execution of a task."""
+
+    number: Annotated[int, Field(description="1 for the oldest.")]
+    outcome: Literal["succeeded", "failed", "lost", "given_back", "cancelled"]
+    worker: str | None
+    worker_id: int
+    started_at: str | None
+    finished_at: str
+    run_ms: int | None
+    error: str | None
+    traceback: str | None
+
+
+class TaskItem(Answer):
+    """A task in a list: without its attempts, which its own address shows."""
+
+    id: UUID
+    key: Annotated[str | None, Field(description="The id that the client gave it.")]
+    type: str
+    status: Literal["pending", "inProgress", "completed", "failed", "cancelled", "expired"]
+    state: str
+    priority: int
+    queue: str
+    data: Any
+    result: Any
+    error: str | None
+    retries: Annotated[int, Field(description="Attempts beyond the first.")]
+    losses: Annotated[int, Field(description="Own processes that died running it.")]
+    worker_losses: Annotated[int, Field(description="Workers that died around it.")]
+    worker: Annotated[str | None, Field(description="Who holds it, or made the last attempt.")]
+    assigned_to: Annotated[str | None, Field(description="The same as worker.")]
+    created_at: str
+    run_at: str | None
+    started_at: str | None
+    finished_at: str | None
+    execution_time_ms: Annotated[
+        int | None, Field(description="How long the last attempt ran, once it has ended.")
+    ]
+    wait_ms: Annotated[int | None, Field(description="From its acceptance to its last start.")]
+    progress: Annotated[int | None, Field(description="Percent.")]
+    progress_message: str | None
+    max_attempts: int
+
+
+class TaskOut(TaskItem):
+    """A task with its attempts, oldest first; of a very long history only the newest."""
+
+    attempts: list[AttemptOut]
+
+
+class TaskPage(Answer):
+    """A page of tasks, newest first."""
+
+    items: list[TaskItem]
+    next_cursor: Annotated[str | None, Field(description="Of the next page; null on the last one.")]
+
+
+class BulkOut(Answer):
+    """The tasks that were accepted, in the order in which they were given."""
+
+    ids: list[UUID]
+    count: int
+
+
+class WorkerOut(Answer):
+    """A worker that lives, or was lost a short while ago."""
+
+    id: int
+    name: str
+    host: str
+    pid: int
+    state: Literal["running", "draining", "stopped", "lost"]
+    status: Literal["Activo", "Cargando", "Inactivo", "Perdido"]
+    queues: list[str]
+    types: list[str]
+    concurrency: int
+    processes: int
+    running: int
+    claimed: int
+    cpu_percent: float
+    ram_mb: float
+    started_at: str
+    last_heartbeat: str
+    last_heartbeat_ago: str
+    loop_lag: Annotated[float, Field(description="Seconds.")]
+    phase: str
+
+
+class RetryOut(Answer):
+    """How a type is retried. Times are milliseconds."""
+
+    kind: str
+    attempts: int
+    base_ms: int
+    cap_ms: int
+    jitter: bool
+
+
+class LimitsOut(Answer):
+    """The time limits of one attempt, in milliseconds."""
+
+    soft_ms: int | None
+    hard_ms: int
+
+
+class TypeOut(Answer):
+    """A type of task, and what its handler declares."""
+
+    name: str
+    description: str
+    queue: str
+    priority: int
+    retry: RetryOut
+    limits: LimitsOut
+    payload_schema: Annotated[dict[str, Any], Field(description="JSON Schema of data.")]
+
+
+class QueueOut(Answer):
+    """A queue as it is now."""
+
+    name: str
+    paused: bool
+    paused_at: str | None
+    pause_reason: str
+    waiting: int
+    waiting_is_exact: Annotated[bool, Field(description="False: there are more.")]
+    claimed: int
+    running: int
+    oldest_waiting_ms: int | None
+
+
+class ProblemError(Answer):
+    """One thing that is wrong, and where."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class ProblemOut(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[ProblemError]

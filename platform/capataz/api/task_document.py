@@ -1,0 +1,111 @@
+"""A task as clients see it. Built by hand: lists of two hundred are asked for every two seconds."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from capataz.api.wire import milliseconds, moment
+from capataz.models import Attempt, Task, Worker
+from capataz.states import State
+
+# Of a longer history only the newest attempts are shown.
+MOST_ATTEMPTS = 1000
+
+
+def of_one(task: Task) -> dict[str, Any]:
+    """The task with its attempts: ``schemas.TaskOut``."""
+    attempts = Attempt.objects.filter(task_id=task.pk)
+    shown = list(attempts.order_by("-id")[:MOST_ATTEMPTS])[::-1]
+    first = 1 if len(shown) < MOST_ATTEMPTS else attempts.count() - MOST_ATTEMPTS + 1
+    names = _names_of([task.worker_id, *(attempt.worker_id for attempt in shown)])
+    last = shown[-1] if shown else None
+    cards = [_card(number, attempt, names) for number, attempt in enumerate(shown, first)]
+    return {**_document(task, last, names), "attempts": cards}
+
+
+def of_many(tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """The tasks without their attempts: ``schemas.TaskItem`` each, with three statements for all."""
+    last = _last_attempts(tasks)
+    names = _names_of([*(task.worker_id for task in tasks), *(each.worker_id for each in last.values())])
+    return [_document(task, last.get(task.pk), names) for task in tasks]
+
+
+def _document(task: Task, last: Attempt | None, names: dict[int, str]) -> dict[str, Any]:
+    holder = task.worker_id if task.worker_id is not None else last.worker_id if last else None
+    worker = names.get(holder) if holder is not None else None
+    return {
+        "id": str(task.pk),
+        "key": task.key,
+        "type": task.type,
+        "status": task.status,
+        "state": task.state,
+        "priority": task.priority,
+        "queue": task.queue,
+        "data": task.payload,
+        "result": task.result,
+        "error": task.error,
+        "retries": _retries(task),
+        "losses": task.losses,
+        "workerLosses": task.worker_losses,
+        "worker": worker,
+        "assignedTo": worker,
+        "createdAt": moment(task.created_at),
+        "runAt": moment(task.run_at),
+        "startedAt": moment(task.started_at),
+        "finishedAt": moment(task.finished_at),
+        "executionTimeMs": _execution_time(task, last),
+        "waitMs": milliseconds(task.started_at - task.created_at) if task.started_at else None,
+        "progress": task.progress,
+        "progressMessage": task.progress_message,
+        "maxAttempts": task.max_attempts,
+    }
+
+
+def _retries(task: Task) -> int:
+    """Attempts beyond the first; one that runs now counts from its start."""
+    return max(0, task.attempts + (task.state == State.RUNNING) - 1)
+
+
+def _execution_time(task: Task, last: Attempt | None) -> int | None:
+    if task.state == State.RUNNING:
+        return None
+    if last is not None:
+        return _run_ms(last)
+    # Its attempts are past their retention. Any other end may have come long after the run.
+    return milliseconds(task.run_time) if task.state == State.SUCCEEDED else None
+
+
+def _card(number: int, attempt: Attempt, names: dict[int, str]) -> dict[str, Any]:
+    return {
+        "number": number,
+        "outcome": attempt.outcome,
+        "worker": names.get(attempt.worker_id),
+        "workerId": attempt.worker_id,
+        "startedAt": moment(attempt.started_at),
+        "finishedAt": moment(attempt.finished_at),
+        "runMs": _run_ms(attempt),
+        "error": attempt.error,
+        "traceback": attempt.traceback,
+    }
+
+
+def _run_ms(attempt: Attempt) -> int | None:
+    return milliseconds(attempt.finished_at - attempt.started_at) if attempt.started_at else None
+
+
+def _last_attempts(tasks: Sequence[Task]) -> dict[uuid.UUID, Attempt]:
+    tried = [task for task in tasks if task.started_at is not None]
+    if not tried:
+        return {}
+    # Attempts lie in a partition for each day: none is older than the oldest of these tasks.
+    oldest = min(task.created_at for task in tried)
+    attempts = Attempt.objects.filter(task_id__in=[task.pk for task in tried], finished_at__gte=oldest)
+    newest = attempts.order_by("task_id", "-id").distinct("task_id").defer("error", "traceback")
+    return {attempt.task_id: attempt for attempt in newest}
+
+
+def _names_of(ids: Iterable[int | None]) -> dict[int, str]:
+    wanted = {each for each in ids if each is not None}
+    return dict(Worker.objects.filter(pk__in=wanted).values_list("pk", "name")) if wanted else {}

@@ -1,0 +1,49 @@
+"""Types: what may be submitted, and what the handlers declare about it."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse
+from ninja import Router
+from ninja.responses import codes_4xx
+
+from capataz import handlers
+from capataz.api.auth import Allows
+from capataz.api.schemas import ProblemOut, TypeOut
+from capataz.api.wire import answer
+from capataz.handlers import Handler
+from capataz.models import Role
+
+router = Router(tags=["types"])
+
+
+@router.get("/types", auth=Allows(Role.VIEWER), response={200: list[TypeOut], codes_4xx: ProblemOut})
+def list_types(request: HttpRequest) -> HttpResponse:
+    """Every type that this installation knows, with the JSON Schema of its data."""
+    return answer([_document(each) for each in handlers.registered()])
+
+
+@cache  # handlers are registered at the start and never change
+def _document(handler: Handler[Any]) -> dict[str, Any]:
+    retry = handler.retry
+    return {
+        "name": handler.name,
+        "description": inspect.getdoc(handler.function) or "",
+        "queue": handler.queue,
+        "priority": handler.priority,
+        "retry": {
+            "kind": retry.kind,
+            "attempts": retry.attempts,
+            "baseMs": round(retry.base * 1000),
+            "capMs": round(retry.cap * 1000),
+            "jitter": retry.jitter,
+        },
+        "limits": {
+            "softMs": None if handler.soft_time_limit is None else round(handler.soft_time_limit * 1000),
+            "hardMs": round(handler.time_limit * 1000),
+        },
+        "payloadSchema": handler.payload.json_schema(by_alias=True),
+    }
