@@ -87,7 +87,9 @@ CONTESTANTS = (
 
 def main() -> None:
     """Run all contestants and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tasks", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--events", action="store_true", help="with Celery's task events on for all")
@@ -109,9 +111,7 @@ def main() -> None:
         options.json.write_text(json.dumps(rows, indent=2))
 
 
-def _measure(
-    contestant: Contestant, servers: Servers, folder: Path, tasks: int, events: bool
-) -> Measurement:
+def _measure(contestant: Contestant, servers: Servers, folder: Path, tasks: int, events: bool) -> Measurement:
     environment = _environment(contestant, servers, folder)
     _client(environment, "prepare")
     with _running(contestant, environment, folder, events) as pids:
@@ -146,8 +146,7 @@ def _fresh_database(url: str) -> str:
     name = f"bench_{time.time_ns()}"
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')
-    parts = psycopg.conninfo.conninfo_to_dict(url)
-    return psycopg.conninfo.make_conninfo(**{**parts, "dbname": name})
+    return psycopg.conninfo.make_conninfo(url, dbname=name)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from django.conf import settings
 from pydantic import TypeAdapter, ValidationError
 
 from capataz import jsontext
@@ -81,6 +83,8 @@ class Handler(Generic[Payload]):
             raise InvalidSubmission(list(_faults(error))) from None
         except ValueError as error:  # what is not JSON at all, such as a lone surrogate
             raise InvalidSubmission([Fault("data", "not_json", str(error))]) from None
+        if "null" in text and not _is_finite(data):  # pydantic writes NaN and the infinities as null
+            raise InvalidSubmission([Fault("data", "not_finite", "must not contain NaN or an infinity")])
         if jsontext.has_nul(text):
             raise InvalidSubmission([Fault("data", "nul", "must not contain the character U+0000")])
         return text
@@ -127,6 +131,10 @@ def handler(
     Raises ConfigurationError for a declaration that makes no sense, or a name that is taken.
     """
     _check_declaration(name, queue, soft_time_limit, time_limit)
+    try:
+        own_priority = priorities.parse(priority)
+    except ValueError as error:
+        raise ConfigurationError(f"priority of {name!r} {error}") from None
 
     def register(function: Callable[[RunningTask, Any], Any]) -> Handler[Any]:
         made: Handler[Any] = Handler(
@@ -134,8 +142,8 @@ def handler(
             function=function,
             payload=TypeAdapter(dict[str, Any] if payload is None else payload),
             queue=queue,
-            priority=priorities.parse(priority),
-            retry=retry or exponential(),
+            priority=own_priority,
+            retry=retry or _default_retry(),
             soft_time_limit=soft_time_limit,
             time_limit=time_limit,
         )
@@ -172,6 +180,18 @@ def on_registration(listener: Callable[[Handler[Any]], None]) -> None:
     _listeners.append(listener)
     for known in registered():
         listener(known)
+
+
+def _is_finite(data: Any) -> bool:
+    try:
+        json.dumps(data, allow_nan=False, default=str)
+    except ValueError:
+        return False
+    return True
+
+
+def _default_retry() -> Retry:
+    return exponential(base=settings.RETRY_DELAY / 1000, attempts=1 + settings.MAX_RETRIES)
 
 
 def _check_declaration(name: str, queue: str, soft: float | None, hard: float) -> None:

@@ -54,8 +54,8 @@ CAPATAZ_DEMO: bool = env.bool("CAPATAZ_DEMO", APP_ENV != "production")
 
 # --- What a task may be -------------------------------------------------------------------------------
 
-# Attempts of a task whose handler declares none (seed name: MAX_RETRIES), and the first wait in
-# milliseconds (RETRY_DELAY).
+# How often a task is tried again whose handler declares no retry policy, and the longest first wait, in
+# milliseconds, which doubles with every failure.
 MAX_RETRIES: int = env.int("MAX_RETRIES", 3, validate=Range(0, 999))
 RETRY_DELAY: int = env.int("RETRY_DELAY", 5000, validate=Range(0, 3_600_000))
 # The largest payload, in bytes of JSON: a row is read by the claim, so it has to stay small.

@@ -6,6 +6,7 @@ import statistics
 import threading
 import time
 import uuid
+from typing import Any
 
 import pytest
 from django.conf import settings
@@ -127,6 +128,7 @@ def forged_messages(task_ids):
     yield b"{}"
     yield b'"text"'
     yield b"[" * 100_000
+    wrong: Any
     for key in ("body", "headers", "properties", "content-type", "content-encoding"):
         yield json.dumps({name: value for name, value in good.items() if name != key}).encode()
         for wrong in (None, [], 7, {"a": 1}):

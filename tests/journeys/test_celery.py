@@ -132,6 +132,20 @@ def test_control_revoke_terminate_stops_a_running_task(running, eventually, tmp_
     eventually(lambda: state(task) == "cancelled")
 
 
+def test_control_revoke_cancels_whatever_the_state(running, eventually, tmp_path):
+    started = submit("testing.gate", {"file": "revoked.log", "gate": str(tmp_path / "never")})
+    waiting = submit("demo.echo", {"message": "x"}, delay=3600)
+    eventually(lambda: state(started) == "running")
+    celery("control", "revoke", str(started.pk), str(waiting.pk))
+    eventually(lambda: state(started) == state(waiting) == "cancelled")
+
+
+def test_control_refuses_what_it_could_not_keep(running):
+    assert "is a handler" in celery("control", "rate_limit", "demo.echo", "1/s").stdout
+    assert "is a handler" in celery("control", "time_limit", "demo.echo", "1", "2").stdout
+    assert "new rate limit set" in celery("control", "rate_limit", "tests.workload.plain_add", "9/s").stdout
+
+
 def test_events_flow_for_single_tasks_under_their_types(running, eventually):
     dump = running.start("events", [sys.executable, "-m", "celery", "-A", "capataz", "events", "--dump"])
     celery("control", "enable_events")

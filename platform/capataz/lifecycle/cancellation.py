@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Now
@@ -41,3 +43,15 @@ def _cancel_waiting(task: Task) -> int:
 def _ask_worker(task: Task) -> int:
     held = Task.objects.filter(Q(cancel_requested_at__isnull=True), pk=task.pk, state__in=HELD)
     return held.update(cancel_requested_at=Now())
+
+
+def cancel_named(names: list[str], *, by: str) -> set[str]:
+    """Cancel the tasks of these ids; returns the ids that are tasks of ours, ended ones included."""
+    found = set()
+    for name in names:
+        task = Task.objects.called(name).first()
+        if task is not None:
+            found.add(name)
+            with contextlib.suppress(IllegalMove):
+                cancel(task, by=by)
+    return found

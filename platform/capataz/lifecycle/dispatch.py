@@ -125,11 +125,13 @@ class Dispatcher:
             room = slots * settings.WINDOW - self._bundles_out(connection, queue)
             if room <= 0:
                 return []
-            largest = max((self._crew.bundle_size(task_type) for task_type in types), default=1)
+            sizes = {task_type: self._crew.bundle_size(task_type) for task_type in sorted(types)}
             parameters = {
                 "queue": queue,
-                "types": sorted(types),
-                "most": min(MOST * 4, math.ceil(room * largest)),
+                "types": list(sizes),
+                "shares": [1 / size for size in sizes.values()],
+                "room": room,
+                "most": min(MOST * 4, math.ceil(room * max(sizes.values()))),
                 "verify": settings.VERIFY_FIRST,
             }
             rows = connection.execute(statement("release"), parameters).fetchall()

@@ -85,7 +85,7 @@ class Recovery(threading.Thread):
     def _mind_the_gap(self, connection: Connection) -> None:
         now = time.monotonic()
         [[started]] = connection.execute("SELECT pg_postmaster_start_time()").fetchall()
-        gap = self._looked_at is None or now - self._looked_at > LOOK + LARGEST_GAP
+        gap = self._looked_at is None or now - self._looked_at > LARGEST_GAP
         if gap or started != self._postmaster:
             self._sightings.clear()
         self._looked_at, self._postmaster = now, started

@@ -198,7 +198,7 @@ def _same_tasks(rows: list[_Row]) -> list[uuid.UUID]:
         return []
     columns = {name: [getattr(row, name) for row in rows] for name in ("id", "key", "type", "payload")}
     with psycopg.Cursor(database.driver()) as cursor:
-        found = dict(cursor.execute(statement("same_tasks"), columns).fetchall())
+        found: dict[int, uuid.UUID] = dict(cursor.execute(statement("same_tasks"), columns).fetchall())
     for place, row in enumerate(rows, start=1):
         if place not in found:
             raise Conflict(f"the id {row.key or row.id} is taken by another task")

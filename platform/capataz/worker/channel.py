@@ -29,7 +29,7 @@ class Tokens:
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def put(self, serial: int, indexes: range | list[int]) -> None:
+    def put(self, serial: int, indexes: list[int]) -> None:
         """Make these tasks of a bundle takeable, in this order. At most 250: one atomic write."""
         os.write(self._writer, b"".join(_TOKEN.pack(serial, index) for index in indexes))
 
@@ -67,6 +67,10 @@ class Reports:
     def fileno(self) -> int:
         """The parent's end, to wait on."""
         return self._parent.fileno()
+
+    def close_parents_end(self) -> None:
+        """In a child: let a send fail, not wait, once the parent is gone."""
+        self._parent.close()
 
     def send(self, report: tuple[Any, ...]) -> None:
         """Report from a child; waits while the parent is behind."""

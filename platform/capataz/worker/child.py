@@ -41,6 +41,8 @@ def attach(channel: Channel) -> None:
 
 def prepare() -> None:
     """Make a fresh child ready: its own process group, first in line for the OOM killer, our signals."""
+    if _channel is not None:
+        _channel.reports.close_parents_end()
     os.setpgid(0, 0)
     _raise_oom_score(500)
     signal.signal(signal.SIGALRM, _on_soft_time_limit)

@@ -62,8 +62,13 @@ class Bundle:
     pipe: int = -1
     pid: int | None = None
     current: Held | None = None
+    over: bool = False  # its child has found no more tokens
     open: int = 0  # items whose outcome is not committed yet
     job: object | None = None
+
+    def is_incomplete(self) -> bool:
+        """Whether the end of some of its tasks is not known yet."""
+        return any(not held.ended for held in self.items)
 
 
 @dataclass(slots=True)

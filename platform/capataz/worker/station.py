@@ -12,6 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from celery import bootsteps, signals
@@ -63,8 +64,8 @@ class Station:
             self._channel,
             self._on_ended,
             self._on_progress,
-            on_running=lambda: self.ledger.wake(),
-            exit_of=lambda pid: worker.pool.exit_of(pid),
+            on_running=self._on_running,
+            exit_of=self._exit_of,
         )
         self.heartbeat = Heartbeat(self._register, self._sign, self._on_new_identity, self._on_hung)
         callbacks = Callbacks(
@@ -162,7 +163,8 @@ class Station:
             bundle = self._waiting.popleft()
             bundle.pipe = self._free_pipes.popleft()
             self.watch.follow(bundle)
-            self._channel.tokens[bundle.pipe].put(bundle.serial, range(len(bundle.items)))
+            startable = [held.index for held in bundle.items if not held.ended]
+            self._channel.tokens[bundle.pipe].put(bundle.serial, startable)
             self.worker.process_task(BundleRequest(bundle, self))
         if self.worker.autoscaler:
             self.worker.autoscaler.maybe_scale()
@@ -202,6 +204,13 @@ class Station:
 
     def _on_ended(self, ended: list[Ended]) -> None:
         self.ledger.end(ended)
+
+    def _on_running(self) -> None:
+        self.ledger.wake()
+
+    def _exit_of(self, pid: int) -> int | None:
+        code: int | None = self.worker.pool.exit_of(pid)
+        return code
 
     def _on_progress(self, held: Held, percent: int, message: str) -> None:
         self.ledger.progress(held, percent, message)
@@ -272,6 +281,7 @@ class StationStep(bootsteps.StartStopStep):
             raise ImproperlyConfigured(
                 "handlers run on the prefork pool: start the worker without -P, or with -P prefork"
             )
+        import_module("capataz.worker.remote_control")
         worker.station = Station(worker)
 
     def start(self, worker: Any) -> None:

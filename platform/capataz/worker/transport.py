@@ -7,6 +7,7 @@ tasks keep kombu's acknowledgements.
 
 from __future__ import annotations
 
+import json
 import logging
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from typing import Any
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import loads
 
 from capataz.pointer import is_pointer
 
@@ -142,7 +142,7 @@ class Channel(stock.Channel):
 def _decode(entry: bytes) -> dict[str, Any] | None:
     """The message in a list entry; None if it lacks what kombu's delivery relies on."""
     try:
-        message = loads(bytes_to_str(entry))
+        message = json.loads(entry)
         headers, properties = message["headers"], message["properties"]
         texts = (
             message["body"],

@@ -25,6 +25,9 @@ from capataz.worker.holding import Bundle, Ended, Ending, Held
 SLOW = 0.2  # seconds
 # A task that still runs after this long is written down as running.
 SHOW = 0.02  # seconds
+# A child that is done with a bundle may have missed a token that was on its way back into the pipe: it is
+# looked for this often.
+STRAY = 0.1  # seconds
 # A cancelled handler has this long to clean up before its process is killed.
 CANCEL_GRACE = 5.0  # seconds
 
@@ -134,10 +137,14 @@ class Watch(threading.Thread):
 
     def _patience(self) -> float:
         """Seconds until something has to be done that nothing will announce."""
+        if self._stopping:
+            return 0.0
         soonest = 60.0
         now = time.monotonic()
         for bundle in list(self._bundles.values()):
             held = bundle.current
+            if bundle.over and bundle.is_incomplete():
+                soonest = min(soonest, STRAY)
             if held is None or held.started is None:
                 continue
             due = held.kill_at or held.started + held.time_limit
@@ -168,7 +175,8 @@ class Watch(threading.Thread):
         if ended is not None:
             self._end_reported(bundle.items[ended[0]], *ended[1:])
         if started is None:
-            bundle.current = None
+            bundle.current, bundle.over = None, True
+            self._take_back(bundle)
             return
         held = bundle.items[started[0]]
         held.started = started[1]
@@ -264,7 +272,8 @@ class Watch(threading.Thread):
         if held.ended or held.stop_reason is not None:
             return
         held.stop_reason, held.stop_text = reason, text
-        if held.started is None and self._take_one(held):
+        waits_for_a_pipe = held.bundle.pipe < 0
+        if held.started is None and (waits_for_a_pipe or self._take_one(held)):
             self._end(held, reason, error=text)
             return
         held.kill_at = time.monotonic() + grace
@@ -274,13 +283,13 @@ class Watch(threading.Thread):
     def _take_one(self, held: Held) -> bool:
         """Take this task's token, leaving the others of its bundle."""
         bundle = held.bundle
-        if bundle.pipe < 0:
-            return False
         tokens = self._channel.tokens[bundle.pipe]
         indexes = tokens.take_all(bundle.serial)
         others = [index for index in indexes if index != held.index]
         if others:
             tokens.put(bundle.serial, others)
+            if bundle.over:  # its child found the pipe empty meanwhile
+                self._take_back(bundle)
         return held.index in indexes
 
     def _enforce(self) -> None:
@@ -289,6 +298,8 @@ class Watch(threading.Thread):
             self._take_all_back()
         for bundle in list(self._bundles.values()):
             held = bundle.current
+            if bundle.over and bundle.is_incomplete():
+                self._take_back(bundle)
             if held is None or held.started is None or held.ended:
                 continue
             if not held.told_running and now >= held.started + SHOW:
