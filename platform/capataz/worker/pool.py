@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from celery.concurrency import prefork
@@ -49,6 +50,32 @@ class TaskPool(prefork.TaskPool):
     """Celery's prefork pool on our ``Pool``."""
 
     Pool = Pool
+
+    at_end: Callable[[], None] = staticmethod(lambda: None)
+    """Called once the last child has ended: Celery's steps have no order among those that do not name
+    each other, and what the children report has to be heard to the end."""
+
+    def on_stop(self) -> None:
+        """Wait for what runs, and only for that.
+
+        A job that no child has accepted will never be: the event loop that hands jobs out has stopped. The
+        stock method waits for it for ever.
+        """
+        if self._pool is not None:
+            for job in list(self._pool._cache.values()):
+                if not job.accepted():
+                    job.discard()
+        try:
+            super().on_stop()
+        finally:
+            self.at_end()
+
+    def on_terminate(self) -> None:
+        """End the children at once."""
+        try:
+            super().on_terminate()
+        finally:
+            self.at_end()
 
     def exit_of(self, pid: int) -> int | None:
         """How a reaped child ended: its exit code, negative for a signal; None if that is not known."""

@@ -49,6 +49,7 @@ class Station:
         self.worker = worker
         self.name: str = worker.hostname
         self.phase = "connecting"
+        self._closed = False
         self.timings = Timings()
         self.flower = Flower(self)
         self._max_concurrency = int(worker.max_concurrency or worker.concurrency)
@@ -97,7 +98,10 @@ class Station:
         self.ledger.wake()
 
     def close(self) -> None:
-        """The pool has ended: write down what is left, give back the rest, and go."""
+        """The pool has ended: write down what is left, give back the rest, and go. Only once."""
+        if self._closed:
+            return
+        self._closed = True
         deadline = time.monotonic() + LAST_WORDS
         self.watch.stop()
         self.watch.join(timeout=LAST_WORDS)
@@ -267,7 +271,7 @@ class Station:
 
 
 class StationStep(bootsteps.StartStopStep):
-    """Puts the station into the worker: made before the pool forks, closed after the pool has ended."""
+    """Puts the station into the worker: made before the pool forks, closed when the pool has ended."""
 
     requires = ("celery.worker.components:Timer", "celery.worker.components:Hub")
 
@@ -288,11 +292,12 @@ class StationStep(bootsteps.StartStopStep):
         """Register, and start the threads."""
         station = worker.station
         signals.worker_shutting_down.connect(lambda **_: station.drain(), weak=False)
+        worker.pool.at_end = station.close
         station.start()
 
     def stop(self, worker: Any) -> None:
-        """Say the last words, after the pool has ended."""
-        if worker.station is not None:
+        """Say the last words, unless the pool is still there and has to end first."""
+        if worker.station is not None and (worker.pool is None or worker.pool._pool is None):
             worker.station.close()
 
     terminate = stop
