@@ -405,7 +405,7 @@ def hot_statements(worker_id: int, count: int) -> dict[str, dict[str, Any]]:
     held = list(range(3, ROWS, 5))[:count]
     runs = {"ids": [row_id(number) for number in held], "runs": held}
     same = {"results": ["{}"], "errors": [None], "tracebacks": [None], "ended_ago": [0.0], "delays": [0.0]}
-    ended = {
+    ended: dict[str, list[Any]] = {
         "states": ["succeeded"],
         "outcomes": ["succeeded"],
         "started_ago": [1.0],

@@ -13,6 +13,7 @@ import pickle
 import socket
 import struct
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class Tokens:
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def put(self, serial: int, indexes: list[int]) -> None:
+    def put(self, serial: int, indexes: Iterable[int]) -> None:
         """Make these tasks of a bundle takeable, in this order. At most 250: one atomic write."""
         os.write(self._writer, b"".join(_TOKEN.pack(serial, index) for index in indexes))
 
