@@ -152,3 +152,11 @@ def plain_record(file: str, seconds: float) -> str:
     time.sleep(seconds)
     note(file, "end")
     return "done"
+
+
+@handler("testing.exclusive", time_limit=600, exclusive=True)
+def exclusive(task: RunningTask, payload: dict[str, Any]) -> Any:
+    note(payload["file"], str(os.getpid()))
+    while not Path(payload["gate"]).exists():
+        time.sleep(0.02)
+    return "alone"

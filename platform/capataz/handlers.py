@@ -65,6 +65,7 @@ class Handler(Generic[Payload]):
     retry: Retry
     soft_time_limit: float | None
     time_limit: float
+    exclusive: bool
 
     def __call__(self, task: RunningTask, payload: Payload) -> Any:
         """Run the function here and now, without a task."""
@@ -122,11 +123,14 @@ def handler(
     retry: Retry | None = None,
     soft_time_limit: float | None = None,
     time_limit: float = 300,
+    exclusive: bool = False,
 ) -> Callable[[Callable[[RunningTask, Any], Any]], Handler[Any]]:
     """Register a function as the handler of tasks of type ``name``.
 
     ``payload`` is a pydantic model or any annotation that pydantic can validate; without it, any JSON
-    object is accepted. Limits are seconds.
+    object is accepted. Limits are seconds. An ``exclusive`` handler is killed by a worker that has been cut off
+    from PostgreSQL for so long that its tasks are about to be run elsewhere; without it, a partition of the
+    network may let a task run beside its successor until the worker is back.
 
     Raises ConfigurationError for a declaration that makes no sense, or a name that is taken.
     """
@@ -146,6 +150,7 @@ def handler(
             retry=retry or _default_retry(),
             soft_time_limit=soft_time_limit,
             time_limit=time_limit,
+            exclusive=exclusive,
         )
         _registry[name] = made
         for listener in _listeners:

@@ -11,7 +11,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from environs import Env
+from environs import Env, EnvError
 from marshmallow.validate import OneOf, Range
 
 from capataz import home
@@ -116,9 +116,13 @@ _email_password: str = env.str("EMAIL_PASSWORD", "")
 _email_tls: bool = env.bool("EMAIL_USE_TLS", False)
 _email_from: str = env.str("DEFAULT_FROM_EMAIL", "capataz@localhost")
 
-DATABASE_URL: str | None = database_url(env)
-REDIS_URL: str | None = redis_url(env)
-env.seal()
+try:
+    DATABASE_URL: str | None = database_url(env)
+    REDIS_URL: str | None = redis_url(env)
+    env.seal()
+except EnvError as error:
+    # Not a traceback: whoever set the value sees what to do about it, whatever process was started.
+    raise SystemExit(f"Capataz cannot start: {error}") from None
 
 
 def _secret_of_this_installation() -> str:
@@ -126,12 +130,15 @@ def _secret_of_this_installation() -> str:
     path = CAPATAZ_DATA_DIR / "secret-key"
     try:
         return path.read_text().strip()
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, PermissionError):
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:  # another process was faster
             return path.read_text().strip()
+        except OSError as error:
+            hint = "set CAPATAZ_HOME to a directory of your own, or set SECRET_KEY"
+            raise SystemExit(f"Capataz cannot start: no secret key in {path}: {error}; {hint}") from None
         with os.fdopen(descriptor, "w") as file:
             key = secrets.token_urlsafe(48)
             file.write(key)

@@ -2,11 +2,13 @@
 
 import time
 
+import psutil
 import pytest
 from django.db import OperationalError, connection, connections
 
 from capataz.lifecycle.submission import submit
 from capataz.models import Attempt, Task, Worker
+from tests.workload import notes
 
 
 def test_a_restart_loses_no_outcome_and_kills_no_worker(platform, records, eventually, restart_postgres):
@@ -83,3 +85,23 @@ def test_a_row_that_somebody_locks_delays_only_itself(platform, records, eventua
         other.close()
     eventually(lambda: Task.objects.get(pk=locked.pk).state == "succeeded")
     assert Attempt.objects.filter(task_id=locked.pk).count() == 1
+
+
+def test_an_exclusive_task_is_stopped_by_a_worker_that_is_cut_off(platform, servers, eventually, tmp_path):
+    platform.start_dispatcher()
+    platform.start_worker("2,2")
+    file, gate = f"exclusive-{time.time_ns()}.log", tmp_path / "gate"
+    task = submit("testing.exclusive", {"file": file, "gate": str(gate)})
+    innocent = submit("testing.gate", {"file": f"innocent-{file}", "gate": str(gate)})
+    eventually(lambda: notes(file) and notes(f"innocent-{file}"))
+    servers.postgres.stop()
+    for held in connections.all():
+        held.close()
+    eventually(lambda: not psutil.pid_exists(int(notes(file)[0])))
+    servers.postgres.start()
+    servers.postgres.wait_until_ready()
+    gate.touch()
+    eventually(lambda: Task.objects.get(pk=task.pk).state == "succeeded")
+    eventually(lambda: Task.objects.get(pk=innocent.pk).state == "succeeded")
+    assert Task.objects.get(pk=task.pk).losses == 0
+    assert len(notes(f"innocent-{file}")) == 2

@@ -404,7 +404,13 @@ def hot_statements(worker_id: int, count: int) -> dict[str, dict[str, Any]]:
     out = [row_id(number) for number in range(1, ROWS, 5)][:count]
     held = list(range(3, ROWS, 5))[:count]
     runs = {"ids": [row_id(number) for number in held], "runs": held}
-    same = {"results": ["{}"], "errors": [None], "tracebacks": [None], "ended_ago": [0.0], "delays": [0.0]}
+    same: dict[str, list[Any]] = {
+        "results": ["{}"],
+        "errors": [None],
+        "tracebacks": [None],
+        "ended_ago": [0.0],
+        "delays": [0.0],
+    }
     ended: dict[str, list[Any]] = {
         "states": ["succeeded"],
         "outcomes": ["succeeded"],

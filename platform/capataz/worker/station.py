@@ -68,7 +68,9 @@ class Station:
             on_running=self._on_running,
             exit_of=self._exit_of,
         )
-        self.heartbeat = Heartbeat(self._register, self._sign, self._on_new_identity, self._on_hung)
+        self.heartbeat = Heartbeat(
+            self._register, self._sign, self._on_new_identity, self._on_hung, self._on_cut_off
+        )
         callbacks = Callbacks(
             granted=lambda bundle: self.soon(lambda: self._start(bundle)),
             settled=self._on_settled,
@@ -240,6 +242,13 @@ class Station:
             self.watch.stop_run(held, Ending.GIVEN_BACK, "its worker hung", grace=0.0)
         self.close()
         os._exit(os.EX_SOFTWARE)
+
+    def _on_cut_off(self) -> None:
+        for held in list(self.ledger.held.values()):
+            if held.handler.exclusive:
+                self.watch.stop_run(
+                    held, Ending.GIVEN_BACK, "its worker is cut off from PostgreSQL", grace=0.0
+                )
 
     def _sign(self) -> Sign:
         pool = self.worker.pool
