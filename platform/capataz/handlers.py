@@ -128,9 +128,9 @@ def handler(
     """Register a function as the handler of tasks of type ``name``.
 
     ``payload`` is a pydantic model or any annotation that pydantic can validate; without it, any JSON
-    object is accepted. Limits are seconds. An ``exclusive`` handler is killed by a worker that has been cut off
-    from PostgreSQL for so long that its tasks are about to be run elsewhere; without it, a partition of the
-    network may let a task run beside its successor until the worker is back.
+    object is accepted. Limits are seconds. An ``exclusive`` handler is killed by a worker that has been
+    cut off from PostgreSQL for so long that its tasks are about to be run elsewhere; without it, a
+    partition of the network may let a task run beside its successor until the worker is back.
 
     Raises ConfigurationError for a declaration that makes no sense, or a name that is taken.
     """

@@ -16,6 +16,13 @@ from capataz import home
 # The cost of a random page is that of solid-state disks: with the default, made for turning ones, a hundred
 # ids on a table that was never analyzed are looked for by reading all of it.
 SESSION = {"idle_in_transaction_session_timeout": 5000, "lock_timeout": 5000, "random_page_cost": 1.1}
+# The server's side of the same: a session whose client vanished must not keep a worker's lock.
+SERVER_TCP = {
+    "tcp_keepalives_idle": 5,
+    "tcp_keepalives_interval": 2,
+    "tcp_keepalives_count": 3,
+    "tcp_user_timeout": 10000,
+}
 TCP = {
     "connect_timeout": 5,
     "keepalives": 1,
@@ -78,7 +85,7 @@ def redis_url(env: Env) -> str | None:
 def django_database(url: str | None) -> dict[str, Any]:
     """Django's settings for the database at ``url``; without one, settings that fail when used."""
     parts = {key: str(value) for key, value in conninfo_to_dict(url or "").items() if value is not None}
-    options = " ".join(f"-c {name}={value}" for name, value in SESSION.items())
+    options = " ".join(f"-c {name}={value}" for name, value in (SESSION | SERVER_TCP).items())
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": parts.pop("dbname", "capataz"),

@@ -73,6 +73,7 @@ class Dispatcher:
         self._crew = Crew()
         self._crew_at = self._kept_house_at = self._released_at = -math.inf
         self._redis_back_at = -math.inf
+        self._redis_run: str | None = None
         self._stopping = False
 
     def stop(self) -> None:
@@ -220,14 +221,17 @@ class Dispatcher:
 
     def _check_epoch(self) -> None:
         try:
-            if self._redis.get(EPOCH_KEY) is None:
+            run_id = self._redis.info("server")["run_id"]
+            restarted, self._redis_run = self._redis_run not in (None, run_id), run_id
+            # A restart may have lost the last second even where the epoch is still there.
+            if self._redis.get(EPOCH_KEY) is None or restarted:
                 self._redis_forgot()
         except redis.RedisError as error:
             self._redis_failed(error)
 
     def _redis_forgot(self) -> None:
-        """Redis has lost its data: publish every released task again, at once."""
-        _log.warning("Redis has forgotten its epoch: publishing everything that is released again")
+        """Redis has lost data, or may have: publish every released task again, at once."""
+        _log.warning("Redis has lost its data or was restarted: publishing everything that is released again")
         here = {"queues": sorted(self._crew.slots), "types": self._crew.all_types(), "most": MOST * 100}
         try:
             self._redis.set(EPOCH_KEY, str(uuid.uuid4()))
@@ -253,7 +257,8 @@ class Dispatcher:
             if due is not None:
                 patience = max(0.001, min(patience, due))
         for _ in connection.notifies(timeout=patience, stop_after=1):
-            pass
+            # Whoever rings keeps quiet for a moment afterwards: look often meanwhile.
+            self._released_at = time.monotonic()
 
 
 def bundles(released: Iterable[Released], crew: Crew) -> Iterator[list[Released]]:

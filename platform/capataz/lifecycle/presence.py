@@ -88,3 +88,5 @@ def tell(connection: Connection, worker_id: int, kind: str, detail: dict[str, An
 def unregister(connection: Connection, worker_id: int) -> None:
     """Say that this worker stops, on purpose."""
     connection.execute(statement("unregister_worker"), {"worker": worker_id})
+    # It may have taken messages out of Redis that nobody has claimed.
+    connection.execute(statement("withdraw_queues_of"), {"worker": worker_id})

@@ -15,7 +15,7 @@ from django.conf import settings
 
 from capataz import backoff
 from capataz.database import Connection, Session
-from capataz.lifecycle import presence
+from capataz.lifecycle import presence, wakeup
 from capataz.sql import statement
 
 LOOK = 1.0  # seconds between two looks
@@ -123,4 +123,5 @@ def recover(connection: Connection, worker_id: int) -> int:
     rows = connection.execute(statement("recover"), parameters).fetchall()
     if rows:
         _log.warning("took %d tasks back from worker %d", len(rows), worker_id)
+        wakeup.ring_on(connection)
     return len(rows)

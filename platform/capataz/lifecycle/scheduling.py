@@ -13,17 +13,23 @@ from capataz import handlers
 from capataz.lifecycle import submission
 from capataz.models import ScheduleMark, Task
 
+# How far the clock of beat's host may be ahead of the database's.
+AHEAD = timedelta(seconds=2)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def due_time(schedule: Any, now: datetime | None = None) -> datetime:
     """The point of the schedule's grid that ``now`` (the database's clock) belongs to.
 
-    Intervals count from 1970-01-01 UTC, so that two beats with different memories name the same point;
-    a crontab fires at whole minutes.
+    Intervals count from 1970-01-01 UTC, so that two beats with different memories name the same point. A
+    crontab fires at whole minutes; beat's clock may be ahead of the database's by up to ``AHEAD``.
     """
     moment = now or database_now()
-    step = timedelta(minutes=1) if isinstance(schedule, crontab) else _interval(schedule)
+    if isinstance(schedule, crontab):
+        step = timedelta(minutes=1)
+        moment += AHEAD
+    else:
+        step = _interval(schedule)
     return _EPOCH + (moment - _EPOCH) // step * step
 
 

@@ -11,6 +11,8 @@ import time
 
 from django.db import DatabaseError, connection
 
+from capataz.database import Connection
+
 CHANNEL = "capataz_dispatch"
 
 # At most 20 a second and process: a dispatcher that was woken looks again every few milliseconds for
@@ -19,6 +21,15 @@ _LEAST_SECONDS_BETWEEN = 0.05
 
 _last = 0.0
 _log = logging.getLogger(__name__)
+
+
+# One round trip, one transaction, and no wait for the disk.
+_NOTIFY = f"SET LOCAL synchronous_commit = off; NOTIFY {CHANNEL}"
+
+
+def ring_on(connection: Connection) -> None:
+    """Wake the dispatcher through a connection of ours, outside of any transaction."""
+    connection.execute(_NOTIFY)
 
 
 def ring() -> None:
@@ -30,7 +41,6 @@ def ring() -> None:
     _last = now
     try:
         with connection.cursor() as cursor:
-            # One round trip, one transaction, and no wait for the disk.
-            cursor.execute(f"SET LOCAL synchronous_commit = off; NOTIFY {CHANNEL}")
+            cursor.execute(_NOTIFY)
     except DatabaseError:
         _log.warning("could not wake the dispatcher; it looks by itself within a second", exc_info=True)

@@ -26,7 +26,7 @@ WITH outcome AS (
            result = outcome.result::jsonb,
            error = CASE WHEN outcome.outcome = 'given_back' THEN task.error ELSE outcome.error END,
            attempts = task.attempts + (outcome.outcome IN ('succeeded', 'failed'))::int,
-           losses = task.losses + (outcome.outcome = 'lost')::int,
+           losses = task.losses + (outcome.outcome = 'lost' AND outcome.started_ago IS NOT NULL)::int,
            given_back = task.given_back + outcome.counted::int,
            started_at = CASE WHEN outcome.started_ago IS NULL THEN task.started_at
                              ELSE now() - make_interval(secs => outcome.started_ago) END,

@@ -8,6 +8,7 @@ whatever happens to its sender.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import socket
@@ -16,6 +17,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 _TOKEN = struct.Struct("=IH")  # the bundle's serial number, the task's index in it
 
@@ -88,8 +91,11 @@ class Reports:
                 datagram = self._parent.recv(_LARGEST_DATAGRAM + 1024)
             except BlockingIOError:
                 return reports
-            report = pickle.loads(datagram)
-            reports.append(self._read_spool(report) if isinstance(report, str) else report)
+            try:
+                report = pickle.loads(datagram)
+                reports.append(self._read_spool(report) if isinstance(report, str) else report)
+            except Exception:
+                _log.exception("a report from a child cannot be read; its task is given up for lost")
 
     def _write_spool(self, datagram: bytes) -> str:
         self._spool.mkdir(parents=True, exist_ok=True)

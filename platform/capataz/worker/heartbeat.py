@@ -23,8 +23,6 @@ from capataz.lifecycle.presence import Sign
 
 # An event loop that is silent for this long while it should be consuming is beyond recovery.
 HUNG = 60.0  # seconds
-# Three seconds before others give a worker up that no longer beats, it stops what must not run twice.
-CUT_OFF = 12.0  # seconds
 LOAD_EVERY = 2.0  # seconds between two measurements of CPU and memory
 
 _log = logging.getLogger(__name__)
@@ -39,15 +37,14 @@ class Heartbeat(threading.Thread):
         sign: Callable[[], Sign],
         on_new_identity: Callable[[int], None],
         on_hung: Callable[[], None],
-        on_cut_off: Callable[[], None],
+        on_beat: Callable[[], None],
     ) -> None:
         super().__init__(name="capataz-heartbeat", daemon=True)
         self._register = register
         self._sign = sign
         self._on_new_identity = on_new_identity
         self._on_hung = on_hung
-        self._on_cut_off = on_cut_off
-        self._heard_at = time.monotonic()
+        self._on_beat = on_beat
         self.session = Session("heartbeat", on_connect=self._hold_lock)
         self._stopping = threading.Event()
         self._load = Load()
@@ -70,19 +67,18 @@ class Heartbeat(threading.Thread):
         while not self._stopping.wait(settings.HEARTBEAT):
             try:
                 self._beat()
-                self._heard_at = time.monotonic()
+                self._on_beat()
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 _log.warning("a heartbeat did not get through: %s", error)
                 self.session.close()
             except Exception:
                 _log.exception("the heartbeat stumbled and goes on")
-            if time.monotonic() - self._heard_at > CUT_OFF:
-                self._on_cut_off()
 
     def stop(self) -> None:
         """Beat no more, say that the worker stops, and free its lock."""
         self._stopping.set()
-        self.join(timeout=5)
+        if threading.current_thread() is not self:
+            self.join(timeout=5)
         try:
             presence.unregister(self.session.connection(), self.worker_id)
         except psycopg.Error as error:

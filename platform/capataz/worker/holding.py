@@ -62,7 +62,10 @@ class Bundle:
     pipe: int = -1
     pid: int | None = None
     current: Held | None = None
+    followed_at: float = 0.0
     over: bool = False  # its child has found no more tokens
+    over_at: float = 0.0
+    killed: bool = False  # its child was killed on purpose
     open: int = 0  # items whose outcome is not committed yet
     job: object | None = None
 
@@ -71,7 +74,7 @@ class Bundle:
         return any(not held.ended for held in self.items)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ended:
     """The end of a run, on its way into the ledger. ``ended`` is a time of the monotonic clock."""
 

@@ -24,7 +24,7 @@ from psycopg import errors as pg
 
 from capataz import handlers
 from capataz.database import Connection, Session
-from capataz.lifecycle import execution
+from capataz.lifecycle import execution, wakeup
 from capataz.lifecycle.execution import Finish, Grant
 from capataz.models import Outcome
 from capataz.states import State
@@ -37,7 +37,8 @@ BATCH_BYTES = 4 * 1024 * 1024
 BATCH_TASKS = 2_000
 
 # Faults of a row, not of the connection: values the database cannot take. Splitting finds the row.
-_ROW_FAULTS = (pg.DataError, pg.IntegrityError, pg.ProgramLimitExceeded, pg.SyntaxError, UnicodeError)
+_ROW_FAULTS = (psycopg.Error, UnicodeError)
+_ROW_FAULT_CLASSES = ("22", "23", "54")
 # Faults that pass: a deadlock, a serialization failure, a lock that was not to be had in time.
 _PASSING = (pg.DeadlockDetected, pg.SerializationFailure, pg.LockNotAvailable)
 
@@ -81,6 +82,8 @@ class Ledger(threading.Thread):
         self._ended: deque[Ended] = deque()
         self._progress: dict[int, tuple[Held, int, str]] = {}
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._wake, select.POLLIN)
         self._awake = False
         self.session = Session("ledger", on_connect=self._compare_soon)
         self._reconciled = 0.0
@@ -121,12 +124,15 @@ class Ledger(threading.Thread):
         """Cycle until stopped; a fault of the database is waited out."""
         pause = 0.1
         while True:
-            self._wait()
-            stopping = self._stopping
+            stopping = False
             try:
+                self._wait()
+                stopping = self._stopping
                 self._cycle()
                 pause = 0.1
-                if stopping:
+                if stopping and self._ended:
+                    self.wake()
+                elif stopping:
                     self._give_back_everything()
                     return
             except _PASSING:
@@ -153,7 +159,7 @@ class Ledger(threading.Thread):
     def _wait(self) -> None:
         patience = RECONCILE if self.held or self._announced or self._ended else RECONCILE_IDLE
         patience, self._patience = min(patience, self._patience), RECONCILE_IDLE
-        select.select([self._wake], [], [], 0 if self._awake else patience)
+        self._poll.poll(0 if self._awake else patience * 1000)
         self._awake = False
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
@@ -163,7 +169,7 @@ class Ledger(threading.Thread):
         announced = self._next_announcements()
         ended = self._next_ended()
         progress = list(self._progress.items())
-        starts = [held for held in self._running() if not held.shown_running and held.run in self.held]
+        starts = [held for held in self._running() if held.told_running and not held.shown_running]
         if announced or ended or progress or starts:
             self._commit(announced, ended, progress, starts)
         if time.monotonic() - self._reconciled >= RECONCILE:
@@ -184,7 +190,9 @@ class Ledger(threading.Thread):
                 self._write_progress(connection, progress)
                 grants = self._claim(connection, announced)
                 locked = self._locked(connection, announced, grants)
-        except _ROW_FAULTS:
+        except _ROW_FAULTS as error:
+            if not _is_row_fault(error):
+                raise
             self._isolate(connection, ended)
             self.wake()
             return
@@ -207,6 +215,7 @@ class Ledger(threading.Thread):
         tasks = 0
         for announcement in list(self._announced):
             if tasks >= BATCH_TASKS:
+                self.wake()
                 break
             taken.append(announcement)
             tasks += len(announcement.ids)
@@ -335,6 +344,8 @@ class Ledger(threading.Thread):
                 bundles.append(held.bundle)
         if settled:
             self._callbacks.settled(settled, bundles)
+        if any(each.ending in (Ending.LOST, Ending.GIVEN_BACK) for each in settled):
+            wakeup.ring_on(self.session.connection())  # they wait again, and somebody may be idle
 
     def _isolate(self, connection: Connection, ended: list[Ended]) -> None:
         """One of these outcomes cannot be stored: halve until it is alone, and fail that task."""
@@ -344,6 +355,8 @@ class Ledger(threading.Thread):
             with connection.transaction():
                 finished, locked = self._write_ended(connection, ended)
         except _ROW_FAULTS as error:
+            if not _is_row_fault(error):
+                raise
             if len(ended) > 1:
                 middle = len(ended) // 2
                 self._isolate(connection, ended[:middle])
@@ -396,7 +409,7 @@ class Ledger(threading.Thread):
         for run in {run for _, run, cancelled in rows if cancelled} & self.held.keys():
             self._callbacks.stop_run(self.held[run], Ending.CANCELLED, "cancelled while it ran")
         for run in self.held.keys() - granted:
-            self._callbacks.stop_run(self.held[run], Ending.LOST, "its run was taken from this worker")
+            self._callbacks.stop_run(self.held[run], Ending.GIVEN_BACK, "its run was taken from this worker")
 
     def _give_back_everything(self) -> None:
         """The last statement of a worker that stops: no row may go on naming it."""
@@ -459,6 +472,13 @@ def cannot_be_stored(ended: Ended) -> Ended:
     return Ended(
         ended.held, Ending.FAILED, ended.ended, error="the result cannot be stored: PostgreSQL refused it"
     )
+
+
+def _is_row_fault(error: Exception) -> bool:
+    """Whether a value is at fault, and not the connection or the moment."""
+    if isinstance(error, psycopg.Error):
+        return error.sqlstate is not None and error.sqlstate[:2] in _ROW_FAULT_CLASSES
+    return isinstance(error, UnicodeError)
 
 
 def _nothing() -> None:

@@ -51,6 +51,9 @@ class TaskPool(prefork.TaskPool):
 
     Pool = Pool
 
+    at_begin: Callable[[], None] = staticmethod(lambda: None)
+    """Called before the first child is asked to end, however the worker is stopped."""
+
     at_end: Callable[[], None] = staticmethod(lambda: None)
     """Called once the last child has ended: Celery's steps have no order among those that do not name
     each other, and what the children report has to be heard to the end."""
@@ -61,6 +64,7 @@ class TaskPool(prefork.TaskPool):
         A job that no child has accepted will never be: the event loop that hands jobs out has stopped. The
         stock method waits for it for ever.
         """
+        self.at_begin()
         if self._pool is not None:
             for job in list(self._pool._cache.values()):
                 if not job.accepted():
@@ -72,6 +76,7 @@ class TaskPool(prefork.TaskPool):
 
     def on_terminate(self) -> None:
         """End the children at once."""
+        self.at_begin()
         try:
             super().on_terminate()
         finally:

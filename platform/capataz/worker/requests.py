@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from billiard.exceptions import Terminated, WorkerLostError
+from celery import current_app
 
 from capataz.worker import child
 from capataz.worker.holding import Bundle, Ending, Held
@@ -57,6 +58,11 @@ class TaskRequest:
         self.name = held.type
         self.task_id = self.id
         self._station = station
+
+    @property
+    def task(self) -> Any:
+        """The handler's Celery task, which Celery asks how it acknowledges."""
+        return current_app.tasks[self.name]
 
     @property
     def worker_pid(self) -> int | None:

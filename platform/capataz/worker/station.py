@@ -69,7 +69,7 @@ class Station:
             exit_of=self._exit_of,
         )
         self.heartbeat = Heartbeat(
-            self._register, self._sign, self._on_new_identity, self._on_hung, self._on_cut_off
+            self._register, self._sign, self._on_new_identity, self._on_hung, self.watch.heard
         )
         callbacks = Callbacks(
             granted=lambda bundle: self.soon(lambda: self._start(bundle)),
@@ -160,9 +160,9 @@ class Station:
         for held in bundle.items:
             request = self._requests[held.run] = TaskRequest(held, self)
             celery_state.task_reserved(request)
-        self.flower.received(bundle)
         self._waiting.append(bundle)
         self._start_waiting()
+        self.flower.received(bundle)
 
     def _start_waiting(self) -> None:
         while self._waiting and self._free_pipes:
@@ -189,7 +189,6 @@ class Station:
                     celery_state.all_total_count[0] += 1
             if each.ending in (Ending.SUCCEEDED, Ending.FAILED) and held.started is not None:
                 self.timings.add(held.type, each.ended - held.started)
-        self.flower.ended(ended)
         for bundle in bundles:
             self.bundles.pop(bundle.serial, None)
             self.watch.forget(bundle)
@@ -198,6 +197,7 @@ class Station:
             bundle.acknowledge()
         if bundles:
             self._start_waiting()
+        self.flower.ended(ended)
 
     def _show_running(self, helds: list[Held]) -> None:
         for held in helds:
@@ -235,20 +235,15 @@ class Station:
     def _on_new_identity(self, worker_id: int) -> None:
         self.ledger.worker_id = worker_id
         for held in list(self.ledger.held.values()):
-            self.watch.stop_run(held, Ending.LOST, "this worker was given up for dead", grace=0.0)
+            self.watch.stop_run(held, Ending.GIVEN_BACK, "this worker was given up for dead", grace=0.0)
 
     def _on_hung(self) -> None:
         for held in list(self.ledger.held.values()):
             self.watch.stop_run(held, Ending.GIVEN_BACK, "its worker hung", grace=0.0)
-        self.close()
-        os._exit(os.EX_SOFTWARE)
-
-    def _on_cut_off(self) -> None:
-        for held in list(self.ledger.held.values()):
-            if held.handler.exclusive:
-                self.watch.stop_run(
-                    held, Ending.GIVEN_BACK, "its worker is cut off from PostgreSQL", grace=0.0
-                )
+        try:
+            self.close()
+        finally:
+            os._exit(os.EX_SOFTWARE)
 
     def _sign(self) -> Sign:
         pool = self.worker.pool
@@ -301,7 +296,7 @@ class StationStep(bootsteps.StartStopStep):
         """Register, and start the threads."""
         station = worker.station
         signals.worker_shutting_down.connect(lambda **_: station.drain(), weak=False)
-        worker.pool.at_end = station.close
+        worker.pool.at_begin, worker.pool.at_end = station.drain, station.close
         station.start()
 
     def stop(self, worker: Any) -> None:

@@ -28,6 +28,12 @@ SHOW = 0.02  # seconds
 # A child that is done with a bundle may have missed a token that was on its way back into the pipe: it is
 # looked for this often.
 STRAY = 0.1  # seconds
+# Three seconds before others give a worker up that no longer beats, it stops what must not run twice.
+CUT_OFF = 12.0  # seconds
+# A bundle that no child has begun after this long waits behind something: its tasks are better off elsewhere.
+UNBEGUN = 5.0  # seconds
+# A task of a bundle that its child is done with, and of which nothing was heard for this long, is lost.
+UNHEARD = 2.0  # seconds
 # A cancelled handler has this long to clean up before its process is killed.
 CANCEL_GRACE = 5.0  # seconds
 
@@ -63,11 +69,13 @@ class Watch(threading.Thread):
         self._ended: list[Ended] = []
         self._stopping = False
         self._drain_at: float | None = None
+        self._heard_at = time.monotonic()
 
     # Called from other threads.
 
     def follow(self, bundle: Bundle) -> None:
         """Expect reports about this bundle; called before its tokens are put."""
+        bundle.followed_at = time.monotonic()
         self._bundles[bundle.serial] = bundle
 
     def forget(self, bundle: Bundle) -> None:
@@ -81,6 +89,10 @@ class Watch(threading.Thread):
     def take_back(self, bundle: Bundle) -> None:
         """Give back the tasks of this bundle that no child has taken."""
         self._order(lambda: self._take_back(bundle))
+
+    def heard(self) -> None:
+        """A heartbeat has got through to PostgreSQL."""
+        self._heard_at = time.monotonic()
 
     def drain(self, deadline: float) -> None:
         """The worker stops: give back what has not started now, and what still runs at ``deadline``."""
@@ -145,6 +157,10 @@ class Watch(threading.Thread):
             held = bundle.current
             if bundle.over and bundle.is_incomplete():
                 soonest = min(soonest, STRAY)
+            if bundle.pid is None:
+                soonest = min(soonest, max(STRAY, bundle.followed_at + UNBEGUN - now))
+            if held is not None and held.handler.exclusive:
+                soonest = min(soonest, 1.0)
             if held is None or held.started is None:
                 continue
             due = held.kill_at or held.started + held.time_limit
@@ -171,11 +187,13 @@ class Watch(threading.Thread):
     def _step(self, bundle: Bundle, pid: int, ended: Any, started: Any) -> None:
         if pid not in self._pidfds:
             self._open_pidfd(pid)
+        if bundle.pid not in (None, pid):  # the pool has sent the rest of a dead child's job to another
+            self._end_current(bundle, self._known_exit(bundle.pid or 0))
         bundle.pid = pid
         if ended is not None:
             self._end_reported(bundle.items[ended[0]], *ended[1:])
         if started is None:
-            bundle.current, bundle.over = None, True
+            bundle.current, bundle.over, bundle.over_at = None, True, time.monotonic()
             self._take_back(bundle)
             return
         held = bundle.items[started[0]]
@@ -237,16 +255,24 @@ class Watch(threading.Thread):
 
     def _judge(self, pid: int, status: int | None) -> None:
         """Decide what became of the tasks of a dead child."""
-        for bundle in [each for each in self._bundles.values() if each.pid == pid]:
-            held, bundle.current = bundle.current, None
-            if held is not None and not held.ended:
-                if held.stop_reason is not None:
-                    self._end(held, held.stop_reason, error=held.stop_text)
-                else:
-                    self._end(held, Ending.LOST, error=f"its process died: {describe_exit(status)}")
+        for bundle in [each for each in list(self._bundles.values()) if each.pid == pid]:
+            self._end_current(bundle, status)
             self._take_back(bundle)
             for item in bundle.items:  # a token that was read and never reported: not an attempt
                 self._end(item, Ending.GIVEN_BACK)
+
+    def _end_current(self, bundle: Bundle, status: int | None) -> None:
+        """The child is dead: decide what became of the task that it was running."""
+        held, bundle.current = bundle.current, None
+        if held is None or held.ended:
+            return
+        if held.stop_reason is not None:
+            self._end(held, held.stop_reason, error=held.stop_text)
+        elif self._drain_at is not None or bundle.killed:
+            # Ended by the worker's own stop, or by a kill that was meant for the task before it.
+            self._end(held, Ending.GIVEN_BACK)
+        else:
+            self._end(held, Ending.LOST, error=f"its process died: {describe_exit(status)}")
 
     def _abandon(self, bundle: Bundle, text: str, child_died: bool) -> None:
         if child_died and bundle.pid is not None:
@@ -267,6 +293,14 @@ class Watch(threading.Thread):
     def _take_all_back(self) -> None:
         for bundle in list(self._bundles.values()):
             self._take_back(bundle)
+
+    def _give_up(self, bundle: Bundle) -> None:
+        """What a living child has neither run nor left: its token or its report went missing."""
+        for item in bundle.items:
+            if item.started is None:
+                self._end(item, Ending.GIVEN_BACK)
+            else:
+                self._end(item, Ending.LOST, error="its outcome went missing on the way")
 
     def _stop_run(self, held: Held, reason: Ending, text: str, grace: float) -> None:
         if held.ended or held.stop_reason is not None:
@@ -300,6 +334,10 @@ class Watch(threading.Thread):
             held = bundle.current
             if bundle.over and bundle.is_incomplete():
                 self._take_back(bundle)
+                if now > bundle.over_at + UNHEARD:
+                    self._give_up(bundle)
+            if bundle.pid is None and now > bundle.followed_at + UNBEGUN:
+                self._take_back(bundle)
             if held is None or held.started is None or held.ended:
                 continue
             if not held.told_running and now >= held.started + SHOW:
@@ -309,11 +347,15 @@ class Watch(threading.Thread):
                 held.stop_reason = Ending.FAILED
                 held.stop_text = f"hard time limit of {held.time_limit:g} s exceeded; its process was killed"
                 held.kill_at = now
+            if held.kill_at is None and held.handler.exclusive and now >= self._heard_at + CUT_OFF:
+                held.stop_reason, held.stop_text = Ending.GIVEN_BACK, "its worker is cut off from PostgreSQL"
+                held.kill_at = now
             if held.kill_at is None and self._drain_at is not None and now >= self._drain_at:
                 held.stop_reason, held.stop_text = Ending.GIVEN_BACK, "its worker was asked to stop"
                 held.kill_at = now
             if held.kill_at is not None and now >= held.kill_at:
                 held.kill_at = now + 1.0  # again, should the first signal hit nobody
+                bundle.killed = True
                 assert bundle.pid is not None
                 _kill_group(bundle.pid)
             elif now >= held.started + SLOW and bundle.open > 1:
