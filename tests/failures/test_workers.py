@@ -5,6 +5,7 @@ import time
 
 import psutil
 import pytest
+from celery import current_app
 
 from capataz.lifecycle.submission import submit
 from capataz.models import Attempt, Event, Task, Worker
@@ -208,3 +209,20 @@ def test_worker_deaths_are_events(platform, eventually):
     worker.kill()
     eventually(lambda: Event.objects.filter(kind="worker.lost").exists())
     assert Worker.objects.get(pid=worker.pid).state == "lost"
+
+
+@pytest.mark.parametrize("how", ["control shutdown", "SIGQUIT"])
+def test_every_way_of_stopping_gives_back_what_runs(platform, records, eventually, gate, how):
+    platform.start_dispatcher()
+    worker = platform.start_worker("2,2", CAPATAZ_SHUTDOWN_GRACE_SECONDS="1")
+    task, _ = submit_at_gate(gate)
+    eventually(lambda: state(task) == "running")
+    if how == "SIGQUIT":
+        worker.signal(signal.SIGQUIT)
+    else:
+        current_app.control.shutdown()
+    eventually(lambda: not worker.is_alive())
+    task.refresh_from_db()
+    assert task.state == "queued"
+    assert (task.attempts, task.losses, task.worker_losses) == (0, 0, 0)
+    assert Worker.objects.get(pid=worker.pid).state == "stopped"

@@ -251,6 +251,7 @@ class Migration(migrations.Migration):
                     models.Index(
                         models.F("queue"),
                         models.OrderBy(models.F("priority"), descending=True),
+                        models.F("created_at"),
                         models.F("id"),
                         condition=models.Q(("released_at__isnull", True), ("state", "queued")),
                         name="capataz_task_waiting",

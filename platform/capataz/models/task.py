@@ -88,6 +88,7 @@ class Task(models.Model):
             models.Index(
                 "queue",
                 models.F("priority").desc(),
+                "created_at",
                 "id",
                 name="capataz_task_waiting",
                 condition=Q(state="queued", released_at__isnull=True),
