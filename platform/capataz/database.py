@@ -10,6 +10,8 @@ import psycopg
 from django.db import connection as django_connection
 from psycopg.rows import TupleRow
 
+from capataz.servers import ENGINE_SESSION, session_options
+
 Connection = psycopg.Connection[TupleRow]
 
 
@@ -67,5 +69,5 @@ def _parameters() -> dict[str, Any]:
     given = django_connection.settings_dict
     names = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
     parameters: dict[str, Any] = {ours: given[key] for key, ours in names.items() if given[key]}
-    parameters.update(given["OPTIONS"])
+    parameters.update(given["OPTIONS"], options=session_options(ENGINE_SESSION))
     return parameters

@@ -11,13 +11,22 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from capataz import home
 
-# Every connection of ours gives up on its own: a peer that froze must not hold a lock, and a lock that
-# nobody releases must not hold us. Milliseconds, except the keepalives, which are seconds.
-# The cost of a random page is that of solid-state disks: with the default, made for turning ones, a hundred
-# ids on a table that was never analyzed are looked for by reading all of it.
-SESSION = {"idle_in_transaction_session_timeout": 5000, "lock_timeout": 5000, "random_page_cost": 1.1}
-# The server's side of the same: a session whose client vanished must not keep a worker's lock.
-SERVER_TCP = {
+# Every connection gives up on its own: a peer that froze must not hold a lock, and a lock that nobody
+# releases must not hold us. Milliseconds, except the keepalives, which are seconds. Django's connections,
+# which handlers use too, get more patience than the engine's own short statements need.
+_SESSION = {
+    # That of solid-state disks: with the default, made for turning ones, a hundred ids on a table that was
+    # never analyzed are looked for by reading all of it.
+    "random_page_cost": 1.1,
+    # The server's side of TCP below: a session whose client vanished must not keep a worker's lock.
+    "tcp_keepalives_idle": 5,
+    "tcp_keepalives_interval": 2,
+    "tcp_keepalives_count": 3,
+    "tcp_user_timeout": 10000,
+}
+DJANGO_SESSION = {**_SESSION, "idle_in_transaction_session_timeout": 60_000, "lock_timeout": 30_000}
+ENGINE_SESSION = {**_SESSION, "idle_in_transaction_session_timeout": 5_000, "lock_timeout": 5_000}
+TCP = {
     "tcp_keepalives_idle": 5,
     "tcp_keepalives_interval": 2,
     "tcp_keepalives_count": 3,
@@ -85,7 +94,6 @@ def redis_url(env: Env) -> str | None:
 def django_database(url: str | None) -> dict[str, Any]:
     """Django's settings for the database at ``url``; without one, settings that fail when used."""
     parts = {key: str(value) for key, value in conninfo_to_dict(url or "").items() if value is not None}
-    options = " ".join(f"-c {name}={value}" for name, value in (SESSION | SERVER_TCP).items())
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": parts.pop("dbname", "capataz"),
@@ -95,8 +103,13 @@ def django_database(url: str | None) -> dict[str, Any]:
         "PORT": parts.pop("port", ""),
         "CONN_MAX_AGE": 300,
         "CONN_HEALTH_CHECKS": True,
-        "OPTIONS": {**TCP, **parts, "options": options},
+        "OPTIONS": {**TCP, **parts, "options": session_options(DJANGO_SESSION)},
     }
+
+
+def session_options(settings: dict[str, float]) -> str:
+    """These settings as libpq's ``options``, which set them when the session starts."""
+    return " ".join(f"-c {name}={value}" for name, value in settings.items())
 
 
 def _refuse_conflict(url_name: str, prefix: str, found: dict[str, Any], given: dict[str, str]) -> None:
