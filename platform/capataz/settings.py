@@ -255,7 +255,9 @@ CELERY_BROKER_POOL_ACQUIRE_TIMEOUT = 5
 CELERY_RESULT_BACKEND = "capataz.worker.results:ResultBackend"
 CELERY_RESULT_EXTENDED = True
 CELERY_TASK_ACKS_LATE = True
-CELERY_TASK_REJECT_ON_WORKER_LOST = True  # for plain tasks; see capataz.worker.plain
+# A plain task whose process died runs again. One that kills every process it gets does so until somebody
+# revokes it: quarantine is for handlers.
+CELERY_TASK_REJECT_ON_WORKER_LOST = True
 CELERY_TASK_TRACK_STARTED = True
 CELERY_TASK_DEFAULT_QUEUE = "default"
 CELERY_TASK_CREATE_MISSING_QUEUES = False  # a typo is an error, not a black hole
