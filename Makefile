@@ -135,6 +135,14 @@ beat: setup ## the scheduler alone
 flower: setup ## Flower alone, on 127.0.0.1:5555
 	$(CELERY) flower --address=127.0.0.1 --port=5555 $(ARGS)
 
+.PHONY: monitor
+monitor: setup ## tasks, queues, throughput and workers in the terminal, every two seconds
+	$(MANAGE) monitor $(ARGS)
+
+.PHONY: producer
+producer: setup ## submit sample tasks until Ctrl-C
+	$(MANAGE) producer $(ARGS)
+
 # --- Upkeep -------------------------------------------------------------------------------------------
 
 UPGRADE ?=

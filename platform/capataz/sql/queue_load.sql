@@ -35,7 +35,7 @@ SELECT queue.name, queue.paused_at, queue.pause_reason,
                 FROM capataz_task AS task
                WHERE task.queue = queue.name AND task.state = 'queued' AND task.released_at IS NULL
                  AND task.priority = step.priority
-               ORDER BY task.id
+               ORDER BY task.created_at, task.id
                LIMIT 1
               ) AS eldest
        ) AS first
