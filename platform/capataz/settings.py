@@ -78,6 +78,9 @@ SHUTDOWN_GRACE = env.float("CAPATAZ_SHUTDOWN_GRACE_SECONDS", 10.0, validate=Rang
 # Child deaths that quarantine a task, and worker deaths that do.
 MAX_LOSSES = env.int("CAPATAZ_MAX_LOSSES", 3, validate=Range(1, 100))
 MAX_WORKER_LOSSES = env.int("CAPATAZ_MAX_WORKER_LOSSES", 10, validate=Range(1, 1000))
+# Names of the plain Celery tasks that workers may run; empty allows all that are registered. Whoever can
+# write to Redis can start a plain task with any arguments.
+PLAIN_TASKS: list[str] = env.list("CAPATAZ_PLAIN_TASKS", [])
 # Seconds a plain Celery task may go unacknowledged by a worker that no longer refreshes it.
 VISIBILITY_TIMEOUT = env.int("CAPATAZ_VISIBILITY_TIMEOUT_SECONDS", 60, validate=Range(5, 86400))
 

@@ -55,6 +55,15 @@ def test_plain_tasks_run_with_django_celery_results(running, eventually):
     assert Task.objects.count() == 0
 
 
+def test_plain_tasks_can_be_allowed_by_name(platform, eventually):
+    platform.start_worker("1,1", CAPATAZ_PLAIN_TASKS="tests.workload.plain_add")
+    file = f"allowed-{uuid.uuid4().hex}.log"
+    plain_record.delay(file, 0)
+    allowed = plain_add.delay(2, 3)
+    eventually(lambda: allowed.state == "SUCCESS")
+    assert notes(file) == []
+
+
 def test_async_result_answers_for_handlers_too(running, eventually):
     handler = current_app.tasks["demo.echo"]
     result = handler.delay(message="hola")

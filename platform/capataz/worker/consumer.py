@@ -7,6 +7,7 @@ from typing import Any
 
 from celery.worker.consumer import Consumer as StockConsumer
 from celery.worker.consumer.consumer import maybe_shutdown
+from django.conf import settings
 
 from capataz import pointer
 
@@ -51,6 +52,10 @@ class Consumer(StockConsumer):
         passing = self.connection_errors
 
         def on_task_received(message: Any) -> None:
+            if not _is_allowed(message.headers):
+                _log.warning("dropped a plain task that CAPATAZ_PLAIN_TASKS does not name")
+                message.reject_log_error(_log, passing)
+                return
             try:
                 take(message)
             except Exception as error:
@@ -69,3 +74,11 @@ class Consumer(StockConsumer):
             message.reject_log_error(_log, self.connection_errors)
             return
         super().on_unknown_task(body, message, exc)
+
+
+def _is_allowed(headers: Any) -> bool:
+    """Whether workers may run what this message names: every handler, and plain tasks by the allow-list."""
+    if not settings.PLAIN_TASKS or pointer.is_pointer(headers):
+        return True
+    name = headers.get("task") if isinstance(headers, dict) else None
+    return name in settings.PLAIN_TASKS
