@@ -345,7 +345,9 @@ class Ledger(threading.Thread):
         if settled:
             self._callbacks.settled(settled, bundles)
         if any(each.ending in (Ending.LOST, Ending.GIVEN_BACK) for each in settled):
-            wakeup.ring_on(self.session.connection())  # they wait again, and somebody may be idle
+            # They wait again, and somebody may be idle. If it fails, the dispatcher looks by itself.
+            with contextlib.suppress(psycopg.Error):
+                wakeup.ring_on(self.session.connection())
 
     def _isolate(self, connection: Connection, ended: list[Ended]) -> None:
         """One of these outcomes cannot be stored: halve until it is alone, and fail that task."""
