@@ -1,5 +1,6 @@
 """Priority, bundles, and a pool that follows the work."""
 
+import contextlib
 import time
 
 import psutil
@@ -64,7 +65,12 @@ def test_the_pool_grows_with_the_work_and_shrinks_under_a_trickle(platform, even
 
 
 def living(worker):
-    return [child for child in worker.children() if child.status() != psutil.STATUS_ZOMBIE]
+    found = []
+    for child in worker.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+    return found
 
 
 def test_progress_is_shown_while_a_task_runs(platform, eventually, tmp_path):

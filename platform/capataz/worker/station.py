@@ -139,6 +139,9 @@ class Station:
     def _turn(self) -> None:
         self._stamp = time.monotonic()
         self._work_off()
+        # billiard may miss the end of a child and replace it only when its own timer comes, after 5 s.
+        if self.phase == "running" and self.worker.pool._pool is not None:
+            self.worker.pool.maintain_pool()
 
     def _work_off(self) -> None:
         while self._todo:
