@@ -10,6 +10,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from capataz.home import REPOSITORY
+from capataz.management.commands.up import port_number
 from capataz.management.demo.errors import DemoFailed, Interrupted
 from capataz.management.demo.interruption import Interruption
 from capataz.management.demo.performance import perform
@@ -32,7 +33,7 @@ class Command(BaseCommand):
         """The options; every one has a default that works."""
         parser.add_argument("--tasks", type=_tasks, default=300, help="how many to submit (%(default)s)")
         parser.add_argument("--seed", type=int, default=7, help="which ones; the same seed, the same tasks")
-        parser.add_argument("--port", type=_port, help="of the web (a free one)")
+        parser.add_argument("--port", type=port_number, help="of the web (a free one)")
         parser.add_argument("--keep", action="store_true", help="keep the data directory")
         parser.add_argument(
             "--samples",
@@ -60,11 +61,4 @@ def _tasks(text: str) -> int:
     number = int(text)
     if not FEWEST <= number <= MOST:
         raise ArgumentTypeError(f"use a number from {FEWEST} to {MOST}")
-    return number
-
-
-def _port(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 65535:
-        raise ArgumentTypeError("use a number from 1 to 65535")
     return number

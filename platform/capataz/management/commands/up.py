@@ -32,7 +32,9 @@ class Command(BaseCommand):
         parser.add_argument(
             "--data-dir", type=Path, default=home.home(), help="the home of all data (%(default)s)"
         )
-        parser.add_argument("--port", type=_port, default=settings.PORT, help="of the web (%(default)s)")
+        parser.add_argument(
+            "--port", type=port_number, default=settings.PORT, help="of the web (%(default)s)"
+        )
         parser.add_argument("--bind", default="127.0.0.1", help="the web's address (%(default)s)")
         parser.add_argument("--workers", type=_count, default=1, help="worker processes (%(default)s)")
         parser.add_argument(
@@ -110,7 +112,8 @@ def _count(text: str) -> int:
     return number
 
 
-def _port(text: str) -> int:
+def port_number(text: str) -> int:
+    """The port that an option names. Raises ArgumentTypeError, saying what is allowed."""
     number = int(text)
     if not 1 <= number <= 65535:
         raise ArgumentTypeError("use a number from 1 to 65535")
