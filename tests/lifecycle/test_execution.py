@@ -239,7 +239,16 @@ def test_what_a_stopping_worker_gives_back_is_counted_and_told(worker: StagedWor
     [task] = tasks(1)
     worker.end(worker.hold(task), State.QUEUED, Outcome.GIVEN_BACK, started_ago=None, counted=True)
     assert (now(task).given_back, now(task).attempts) == (1, 0)
-    assert (attempts(task), kinds(task)) == ([], ["task.given_back"])
+    assert (attempts(task), kinds(task)) == ([], ["task.givenBack"])
+
+
+def test_a_task_that_stopping_workers_give_back_again_and_again_raises_an_alert(worker: StagedWorker) -> None:
+    [task] = tasks(1)
+    for _ in range(execution.GIVEN_BACK_OFTEN + 1):
+        worker.end(worker.hold(task), State.QUEUED, Outcome.GIVEN_BACK, started_ago=None, counted=True)
+    quiet = execution.GIVEN_BACK_OFTEN - 1
+    assert kinds(task) == ["task.givenBack"] * quiet + ["task.givenBackOften"] * 2
+    assert Event.objects.filter(kind="task.givenBackOften").earliest("id").detail["givenBack"] == 5
 
 
 def test_giving_back_keeps_the_error_of_the_attempt_before(worker: StagedWorker) -> None:

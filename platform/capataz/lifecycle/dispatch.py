@@ -23,7 +23,7 @@ from django.conf import settings
 from capataz import pointer
 from capataz.database import Connection, Session
 from capataz.lifecycle import crew as crews
-from capataz.lifecycle import wakeup
+from capataz.lifecycle import rollups, wakeup
 from capataz.lifecycle.crew import Crew
 from capataz.lifecycle.submission import known_queues
 from capataz.priority import REDIS_STEPS, redis_step
@@ -37,6 +37,7 @@ EPOCH_KEY = "capataz:epoch"
 
 MOST = 1000  # rows moved by one statement
 HOUSEKEEPING = 0.5  # seconds between two looks at deadlines and unclaimed tasks
+FOLDING = 5.0  # seconds between two foldings of roll-ups
 CREW = 0.25  # seconds for which the crew is taken to be unchanged
 LINGER = 2.0  # seconds of quick looks after the last release
 BUNDLE_BYTES = 1024 * 1024
@@ -71,7 +72,7 @@ class Dispatcher:
         )
         self._session = Session("dispatcher", durable=False, on_connect=self._listen)
         self._crew = Crew()
-        self._crew_at = self._kept_house_at = self._released_at = -math.inf
+        self._crew_at = self._kept_house_at = self._folded_at = self._released_at = -math.inf
         self._redis_back_at = -math.inf
         self._redis_run: str | None = None
         self._stopping = False
@@ -101,6 +102,9 @@ class Dispatcher:
         if now - self._kept_house_at >= HOUSEKEEPING:
             self._kept_house_at = now
             self._keep_house(connection)
+        if now - self._folded_at >= FOLDING:
+            self._folded_at = now
+            rollups.fold(connection)
         if not self._redis_is_up():
             return 0
         released = 0

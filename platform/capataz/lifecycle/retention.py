@@ -10,6 +10,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
+from capataz.lifecycle import rollups
 from capataz.models import Task, Worker
 from capataz.models.worker import ALIVE
 from capataz.states import State
@@ -44,6 +45,7 @@ def prune(
     }
     deleted = {state.value: _prune_state(state, age, batch, stop) for state, age in ages.items()}
     Worker.objects.exclude(state__in=ALIVE).filter(stopped_at__lt=Now() - KEEP_WORKERS).delete()
+    rollups.prune(settings.KEEP_ROLLUPS_DAYS)
     prepare_partitions()
     _drop_partitions(max(ages.values()))
     return deleted

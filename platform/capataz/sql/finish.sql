@@ -2,7 +2,8 @@
 -- refused: its row does not come back. Nor does a row that somebody has locked: it is tried again, so that
 -- this statement never waits and cannot be part of a deadlock. A task whose cancellation was asked for
 -- does not come back to life.
--- The attempt, and the event of whatever is not a plain success, are written by the same statement.
+-- The attempt, the roll-up, and the event of whatever is not a plain success, are written by the same
+-- statement.
 -- Times are the database's: the worker says how many seconds ago something was.
 WITH outcome AS (
     SELECT *
@@ -14,7 +15,7 @@ WITH outcome AS (
           id, run, state, outcome, result, error, traceback, started_ago, ended_ago, delay, counted
       )
 ), held AS (
-    SELECT task.id, task.worker_id,
+    SELECT task.id, task.worker_id, coalesce(task.run_at, task.created_at) AS due_at,
            CASE WHEN task.cancel_requested_at IS NOT NULL AND outcome.state <> 'succeeded'
                 THEN 'cancelled' ELSE outcome.state END AS state
       FROM outcome
@@ -32,8 +33,9 @@ WITH outcome AS (
                              ELSE now() - make_interval(secs => outcome.started_ago) END,
            finished_at = CASE WHEN held.state IN ('succeeded', 'dead', 'cancelled')
                               THEN now() - make_interval(secs => outcome.ended_ago) END,
-           run_at = CASE WHEN held.state = 'retrying'
-                         THEN now() + make_interval(secs => outcome.delay) END,
+           run_at = CASE held.state
+                         WHEN 'retrying' THEN now() + make_interval(secs => outcome.delay)
+                         WHEN 'queued' THEN now() END,
            run = NULL,
            worker_id = NULL,
            released_at = NULL,
@@ -42,7 +44,8 @@ WITH outcome AS (
       FROM held
       JOIN outcome ON outcome.id = held.id
      WHERE task.id = held.id
-    RETURNING task.id, task.type, task.key, task.attempts, task.max_attempts, held.worker_id, held.state
+    RETURNING task.id, task.type, task.queue, task.key, task.attempts, task.max_attempts, task.given_back,
+              task.started_at, held.worker_id, held.state, held.due_at
 ), attempt AS (
     INSERT INTO capataz_attempt (
         task_id, run, worker_id, outcome, started_at, finished_at, error, traceback
@@ -54,13 +57,36 @@ WITH outcome AS (
       FROM moved
       JOIN outcome ON outcome.id = moved.id
      WHERE outcome.started_ago IS NOT NULL
+), rollup AS (
+    INSERT INTO capataz_rollup (
+        at, seconds, queue, type, succeeded, failed, lost, given_back, cancelled, dead,
+        run_seconds, wait_seconds, run_times, wait_times
+    )
+    SELECT now(), 0, queue, type,
+           count(*) FILTER (WHERE outcome = 'succeeded'), count(*) FILTER (WHERE outcome = 'failed'),
+           count(*) FILTER (WHERE outcome = 'lost'), count(*) FILTER (WHERE outcome = 'given_back'),
+           count(*) FILTER (WHERE outcome = 'cancelled'), count(*) FILTER (WHERE state = 'dead'),
+           sum(ran), sum(waited), capataz_histogram(array_agg(ran)), capataz_histogram(array_agg(waited))
+      FROM (
+        SELECT moved.queue, moved.type, moved.state, outcome.outcome,
+               greatest(outcome.started_ago - outcome.ended_ago, 0) AS ran,
+               greatest(extract(epoch FROM moved.started_at - moved.due_at), 0)::float8 AS waited
+          FROM moved
+          JOIN outcome ON outcome.id = moved.id
+         WHERE outcome.started_ago IS NOT NULL
+      ) AS ended
+     GROUP BY queue, type
 ), event AS (
     INSERT INTO capataz_event (at, kind, task_id, worker_id, subject, detail)
     SELECT now(),
-           'task.' || CASE WHEN moved.state = 'queued' THEN outcome.outcome ELSE moved.state END,
+           'task.' || CASE WHEN outcome.counted AND moved.given_back >= %(alert)s THEN 'givenBackOften'
+                           WHEN outcome.outcome = 'given_back' AND moved.state = 'queued' THEN 'givenBack'
+                           WHEN moved.state = 'queued' THEN outcome.outcome
+                           ELSE moved.state END,
            moved.id, moved.worker_id, coalesce(moved.key, moved.id::text),
            jsonb_build_object('type', moved.type, 'attempts', moved.attempts,
-                              'maxAttempts', moved.max_attempts, 'error', left(outcome.error, 500))
+                              'maxAttempts', moved.max_attempts, 'givenBack', moved.given_back,
+                              'error', left(outcome.error, 500))
       FROM moved
       JOIN outcome ON outcome.id = moved.id
      WHERE moved.state <> 'succeeded'

@@ -1,7 +1,7 @@
 -- release_due: tasks whose time has come wait for a worker like all others. Rows that somebody has
 -- locked are left for the next look.
 UPDATE capataz_task AS task
-   SET state = 'queued', run_at = NULL
+   SET state = 'queued'
   FROM (
     SELECT id
       FROM capataz_task

@@ -52,13 +52,14 @@ class Command(BaseCommand):
 def _lines() -> Iterator[str]:
     last = throughput()
     rate = "-" if last.success_rate is None else f"{last.success_rate:.1%}"
-    mean = "-" if last.mean_seconds is None else f"{last.mean_seconds * 1000:.0f} ms"
+    waits = [_ms(last.wait_percentile(share)) for share in (0.5, 0.95)]
     counts = (f"{status} {count(Task.objects.with_status(status))}" for status in STATUSES)
     yield f"--- {timezone.now():%Y-%m-%d %H:%M:%S} UTC"
     yield "tasks       " + "   ".join(counts)
     yield (
         f"last minute {last.succeeded} succeeded   {last.failed} failed   {last.lost} lost"
-        f"   success rate {rate}   average run {mean}"
+        f"   success rate {rate}   average run {_ms(last.mean_seconds)}"
+        f"   wait p50 {waits[0]} p95 {waits[1]}"
     )
     for queue in queue_loads():
         state = f"paused: {queue.pause_reason or 'no reason given'}" if queue.is_paused else "open"
@@ -72,3 +73,7 @@ def _lines() -> Iterator[str]:
             f"worker      {worker.name:16} {worker.phase:11} running {worker.running:<4} of"
             f" {worker.processes:<4} CPU {worker.cpu_percent:.0f} %   RAM {worker.ram_mb:.0f} MB"
         )
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.0f} ms"
