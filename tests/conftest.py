@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 import redis
 from django.conf import settings
@@ -13,6 +14,10 @@ from django.db import connections
 from tests import embedded_servers
 from tests.processes import Processes
 from tests.records import Records
+
+# The time that an example takes says nothing on a machine that others use too.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 PATIENCE = 60.0  # seconds: generous, because a shared machine may stand still for a while
 

@@ -13,9 +13,10 @@ from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from capataz.lifecycle.submission import Submission, submit, submit_many
-from capataz.models import Attempt, Event, Queue, Task, Token, Worker
+from capataz.models import Attempt, Event, Queue, Schedule, Task, Token, Worker
 from capataz.models.token import digest_of
 
 PLACES = ["task", "worker", "queue", "event", "token"]
@@ -200,3 +201,18 @@ def test_an_operator_issues_no_tokens() -> None:
 
 def test_the_schedules_have_their_own_pages() -> None:
     assert signed_in().get("/admin/django_celery_beat/periodictask/").status_code == 200
+
+
+def test_a_schedules_policy_is_chosen_on_its_page() -> None:
+    interval = IntervalSchedule.objects.create(every=1, period="hours")
+    schedule = PeriodicTask.objects.create(name="hourly", task="demo.echo", interval=interval)
+    client, page = signed_in("admin"), f"/admin/django_celery_beat/periodictask/{schedule.pk}/change/"
+    assert "Downtimes and overlaps" in client.get(page).content.decode()
+    form = {"name": "hourly", "regtask": "demo.echo", "task": "", "interval": interval.pk, "enabled": "on"}
+    form |= {"args": "[]", "kwargs": "{}", "headers": "{}"}
+    inline = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 0, "0-periodic_task": schedule.pk}
+    inline |= {"0-missed": "all", "0-missed_limit": 7, "0-overlap": "queue"}
+    answer = client.post(page, form | {f"capataz-{name}": value for name, value in inline.items()})
+    assert answer.status_code == 302, answer.content.decode()
+    policy = Schedule.objects.get(pk=schedule.pk)
+    assert (policy.missed, policy.missed_limit, policy.overlap) == ("all", 7, "queue")

@@ -2,9 +2,9 @@
 
 from django.contrib import admin
 
-from capataz.admin import event, queue, task, token, worker
+from capataz.admin import event, queue, schedule, task, token, worker
 
-__all__ = ["event", "queue", "task", "token", "worker"]
+__all__ = ["event", "queue", "schedule", "task", "token", "worker"]
 
 admin.site.site_header = admin.site.site_title = "Capataz"
 admin.site.index_title = "Administration"

@@ -1,50 +1,131 @@
-"""Scheduling: submitting a task for a due time of a schedule, exactly once per due time."""
+"""Scheduling: submitting the tasks of schedules that are due, exactly one for each due time.
+
+A schedule has a mark, the last due time that is settled. Whoever moves it on, from the mark it has seen,
+submits in the same transaction for what lies in between. Only the database's clock counts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 
-from celery.schedules import crontab
+import psycopg
 from django.db import connection, transaction
+from django.db.models import Case, Count, F, Q, Value, When
+from django.db.models.functions import Now
+from django_celery_beat.models import PeriodicTask
 
-from capataz import handlers
-from capataz.lifecycle import submission
-from capataz.models import ScheduleMark, Task
+from capataz import database, handlers
+from capataz.errors import CapatazError
+from capataz.lifecycle import due_times, notes, submission
+from capataz.lifecycle.submission import Submission
+from capataz.models import Schedule, Task
+from capataz.models.schedule import Missed, Overlap
+from capataz.sql import statement
+from capataz.states import HELD
 
-# How far the clock of beat's host may be ahead of the database's.
-AHEAD = timedelta(seconds=2)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Due times that are this old at the most are late: each is submitted for. If any is older, there was a
+# downtime, and the schedule's own policy says what becomes of all that is due.
+LATE = timedelta(seconds=60)
+MOST_LATE = 1000  # due times of one schedule settled at once
 
-
-def due_time(schedule: Any, now: datetime | None = None) -> datetime:
-    """The point of the schedule's grid that ``now`` (the database's clock) belongs to.
-
-    Intervals count from 1970-01-01 UTC, so that two beats with different memories name the same point. A
-    crontab fires at whole minutes; beat's clock may be ahead of the database's by up to ``AHEAD``.
-    """
-    moment = now or database_now()
-    if isinstance(schedule, crontab):
-        step = timedelta(minutes=1)
-        moment += AHEAD
-    else:
-        step = _interval(schedule)
-    return _EPOCH + (moment - _EPOCH) // step * step
+_log = logging.getLogger(__name__)
 
 
-def fire(
-    name: str, due: datetime, task_type: str, args: Any, kwargs: Any, options: Mapping[str, Any]
-) -> Task | None:
-    """Submit the task of schedule ``name`` for its due time; None if that has been done already.
+@dataclass(frozen=True)
+class Rule:
+    """One schedule as a beat has read it: when, what and how. ``last_due`` is the mark that it has seen."""
 
-    One transaction: the mark moves on and the task exists, or neither.
+    id: int
+    name: str
+    type: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    options: Mapping[str, Any]
+    schedule: Any
+    last_due: datetime
+    anchor: datetime = due_times.EPOCH
+    ends: datetime | None = None
+    expire_seconds: int | None = None
+    one_off: bool = False
+    missed: str = Missed.ONCE
+    missed_limit: int = 100
+    overlap: str = Overlap.ALLOW
+
+    def next_due(self) -> datetime | None:
+        """The first due time that is not settled; None if no other comes.
+
+        Raises Unschedulable.
+        """
+        due = due_times.next_due(self.schedule, self.last_due, anchor=self.anchor)
+        return None if due is None or (self.ends is not None and due >= self.ends) else due
+
+    def settle(self, now: datetime) -> Settlement | None:
+        """What is to be done about the due times up to ``now``; None if there is none."""
+        first = self.next_due()
+        if first is None or first > now:
+            return None
+        was_down = now - first > LATE
+        most = self.missed_limit if self.missed == Missed.ALL or not was_down else 1
+        dues = due_times.latest_dues(
+            self.schedule, self.last_due, now, most=most if was_down else MOST_LATE, anchor=self.anchor
+        )
+        mark = dues[-1]
+        if self.ends is not None:
+            dues = [due for due in dues if due < self.ends]
+        if was_down and self.missed == Missed.SKIP:
+            dues = [due for due in dues if now - due <= LATE]
+        return Settlement(self, dues, mark)
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """The due times that a schedule is to be submitted for, and the mark that settles them."""
+
+    rule: Rule
+    dues: Sequence[datetime]
+    mark: datetime
+
+
+def settle(settlements: Sequence[Settlement]) -> set[int]:
+    """Submit for these due times and move the marks on, or neither; returns the ids of the schedules that
+    were ours to settle. The others have been settled by another beat, or are just now.
+
+    A task that is refused (its payload no longer fits, say) is an event, and its due time is settled.
     """
     with transaction.atomic():
-        ScheduleMark.objects.get_or_create(name=name, defaults={"last_due": _EPOCH})
-        if not ScheduleMark.objects.filter(name=name, last_due__lt=due).update(last_due=due):
-            return None
-        return submission.from_celery(handlers.find(task_type), args, kwargs, options)
+        mine = mark(settlements)
+        settled = [each for each in settlements if each.rule.id in mine]
+        unfinished = _unfinished(each.rule.id for each in settled if each.rule.overlap != Overlap.ALLOW)
+        _submit(
+            [(each.rule, _without_overlaps(each, *unfinished.get(each.rule.id, (0, 0)))) for each in settled]
+        )
+    return mine
+
+
+def mark(settlements: Sequence[Settlement]) -> set[int]:
+    """Move these marks on, within the caller's transaction; returns the ids of the schedules whose mark was
+    the one that had been seen, and that nobody else is moving just now."""
+    columns = {
+        "ids": [each.rule.id for each in settlements],
+        "seen": [each.rule.last_due for each in settlements],
+        "marks": [each.mark for each in settlements],
+    }
+    with psycopg.Cursor(database.driver()) as cursor:
+        mine = {row[0] for row in cursor.execute(statement("mark_schedules"), columns)}
+    _count({each.rule.id for each in settlements if each.dues} & mine)
+    return mine
+
+
+def meet(ids: Sequence[int], rules: Sequence[str], since: Sequence[datetime]) -> None:
+    """Begin to follow these schedules from these times on, unless somebody follows this very rule already."""
+    with psycopg.Cursor(database.driver()) as cursor:
+        cursor.execute(
+            statement("meet_schedules"), {"ids": list(ids), "rules": list(rules), "since": list(since)}
+        )
 
 
 def database_now() -> datetime:
@@ -55,7 +136,60 @@ def database_now() -> datetime:
     return moment  # type: ignore[no-any-return]
 
 
-def _interval(schedule: Any) -> timedelta:
-    """The length of an interval schedule; a schedule of another kind fires by the second."""
-    every = getattr(schedule, "run_every", None)
-    return every if isinstance(every, timedelta) and every > timedelta() else timedelta(seconds=1)
+def _unfinished(ids: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """(unfinished tasks, those of them that wait) of each of these schedules."""
+    tasks = Task.objects.filter(schedule_id__in=list(ids), finished_at__isnull=True)
+    counted = tasks.values_list("schedule_id").annotate(
+        all=Count("pk"), waiting=Count("pk", filter=~Q(state__in=HELD))
+    )
+    return {schedule: (count, waiting) for schedule, count, waiting in counted.order_by()}
+
+
+def _without_overlaps(settlement: Settlement, unfinished: int, waiting: int) -> Sequence[datetime]:
+    rule, dues = settlement.rule, settlement.dues
+    if rule.overlap == Overlap.ALLOW:
+        return dues
+    room = int(unfinished == 0) if rule.overlap == Overlap.SKIP else int(waiting == 0)
+    # What fits best is the newest: it does the work of those before it.
+    kept, left_out = dues[len(dues) - room :], dues[: len(dues) - room]
+    if left_out:
+        notes.tell(
+            "schedule.overlapped", subject=rule.name, leftOut=len(left_out), newest=left_out[-1].isoformat()
+        )
+    return kept
+
+
+def _submit(wanted: Sequence[tuple[Rule, Sequence[datetime]]]) -> None:
+    """Submit for all of these at once; where one is refused, for each alone."""
+    try:
+        submission.submit_many([_submission(rule, due) for rule, dues in wanted for due in dues])
+    except CapatazError as error:
+        if len(wanted) > 1:
+            for each in wanted:
+                _submit([each])
+            return
+        [(rule, _)] = wanted
+        _log.error("schedule %s: its task is refused: %s", rule.name, error)
+        notes.tell("schedule.refused", subject=rule.name, error=str(error)[:500])
+
+
+def _submission(rule: Rule, due: datetime) -> Submission:
+    asked = submission.asked_by_celery(handlers.find(rule.type), rule.args, rule.kwargs, rule.options)
+    expires = rule.expire_seconds
+    return replace(
+        asked,
+        expires_at=asked.expires_at if expires is None else due + timedelta(seconds=expires),
+        schedule_id=rule.id,
+        submitted_by=f"schedule {rule.name}"[:100],
+    )
+
+
+def _count(ids: set[int]) -> None:
+    """What django-celery-beat's own admin shows of a schedule."""
+    # Switched on again, it is a new schedule.
+    Schedule.objects.filter(pk__in=ids, periodic_task__one_off=True).update(rule="")
+    PeriodicTask.objects.filter(pk__in=ids).update(
+        last_run_at=Now(),
+        total_run_count=F("total_run_count") + 1,
+        enabled=Case(When(one_off=True, then=Value(False)), default=F("enabled")),
+    )

@@ -49,6 +49,7 @@ class Submission:
     soft_time_limit: float | None = None
     time_limit: float | None = None
     submitted_by: str | None = None
+    schedule_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class _Row:
     soft_time_limit: float | None
     time_limit: float | None
     submitted_by: str | None
+    schedule_id: int | None
 
 
 def submit(type: str, data: Any = None, **options: Any) -> Task:
@@ -140,6 +142,7 @@ def _row(given: Submission) -> _Row:
         soft_time_limit=given.soft_time_limit,
         time_limit=given.time_limit,
         submitted_by=given.submitted_by,
+        schedule_id=given.schedule_id,
     )
 
 
@@ -212,9 +215,15 @@ def from_celery(handler: Handler[Any], args: Any, kwargs: Any, options: Mapping[
     ``priority``, ``queue``, ``time_limit`` and ``soft_time_limit`` mean what they mean to Celery, but
     wait in PostgreSQL.
     """
-    return submit(
-        handler.name,
-        payload_of(args, kwargs),
+    [task_id] = submit_many([asked_by_celery(handler, args, kwargs, options)])
+    return Task.objects.get(pk=task_id)
+
+
+def asked_by_celery(handler: Handler[Any], args: Any, kwargs: Any, options: Mapping[str, Any]) -> Submission:
+    """What a Celery call of this handler asks for. Raises InvalidSubmission for what it cannot mean."""
+    return Submission(
+        type=handler.name,
+        data=payload_of(args, kwargs),
         run_at=options.get("eta"),
         delay=options.get("countdown"),
         expires_at=_expiry(options.get("expires")),

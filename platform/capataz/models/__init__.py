@@ -3,7 +3,8 @@
 from capataz.models.attempt import Attempt, Outcome
 from capataz.models.event import Event
 from capataz.models.queue import Queue
-from capataz.models.schedule import ScheduleMark
+from capataz.models.rollup import Rollup
+from capataz.models.schedule import Schedule
 from capataz.models.task import Task
 from capataz.models.token import Role, Token
 from capataz.models.worker import Worker, WorkerState
@@ -14,7 +15,8 @@ __all__ = [
     "Outcome",
     "Queue",
     "Role",
-    "ScheduleMark",
+    "Rollup",
+    "Schedule",
     "Task",
     "Token",
     "Worker",

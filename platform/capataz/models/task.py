@@ -59,6 +59,9 @@ class Task(models.Model):
     max_attempts = models.SmallIntegerField(db_default=1)
     losses = models.SmallIntegerField(db_default=0, help_text="Own processes that died running it.")
     worker_losses = models.SmallIntegerField(db_default=0, help_text="Workers that died around it.")
+    orphaned = models.SmallIntegerField(
+        db_default=0, help_text="Workers that died holding it before it was shown as running."
+    )
     given_back = models.SmallIntegerField(db_default=0, help_text="Times a stopping worker gave it back.")
 
     run = models.BigIntegerField(null=True, blank=True)
@@ -79,6 +82,7 @@ class Task(models.Model):
     progress = models.SmallIntegerField(null=True, blank=True, help_text="Percent.")
     progress_message = models.CharField(max_length=200, null=True, blank=True)
     submitted_by = models.CharField(max_length=100, null=True, blank=True)
+    schedule_id = models.BigIntegerField(null=True, blank=True)
 
     objects = TaskQuerySet.as_manager()
 
@@ -103,6 +107,11 @@ class Task(models.Model):
                 models.F("id").desc(),
                 name="capataz_task_unsuccessful",
                 condition=Q(state__in=["dead", "cancelled", "expired"]),
+            ),
+            models.Index(
+                "schedule_id",
+                name="capataz_task_of_schedule",
+                condition=Q(schedule_id__isnull=False, finished_at__isnull=True),
             ),
             models.Index(
                 "expires_at",

@@ -28,13 +28,15 @@ CLEANUP_MINUTE = 17  # away from the full hour, when everybody's schedules fire
 # What each role may do beyond the role before it, in Django's own permissions: app label to codenames.
 GRANTS: dict[Role, dict[str, list[str]]] = {
     Role.VIEWER: {
-        "capataz": [f"view_{noun}" for noun in ("task", "attempt", "worker", "queue", "event")],
-        "django_celery_beat": ["view_periodictask", "view_crontabschedule", "view_intervalschedule"],
+        "capataz": [f"view_{noun}" for noun in ("task", "attempt", "worker", "queue", "event", "schedule")],
+        "django_celery_beat": [
+            *("view_periodictask", "view_crontabschedule", "view_intervalschedule", "view_clockedschedule")
+        ],
     },
     Role.PRODUCER: {"capataz": ["add_task"]},
     Role.OPERATOR: {"capataz": ["change_task", "change_queue"]},
     Role.ADMIN: {
-        "capataz": ["view_token", "add_token", "change_token"],
+        "capataz": ["view_token", "add_token", "change_token", "add_schedule", "change_schedule"],
         "django_celery_beat": ["*"],
         "auth": ["*"],
     },

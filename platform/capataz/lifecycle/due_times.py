@@ -1,0 +1,107 @@
+"""Due times: the points of time at which a schedule submits its task. Every beat names the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any
+
+from celery.schedules import crontab
+from celery.schedules import schedule as interval
+from cronsim import CronSim
+from django_celery_beat.clockedschedule import clocked
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Unschedulable(ValueError):
+    """A schedule that has no due times, and why."""
+
+
+def next_due(schedule: Any, after: datetime, *, anchor: datetime = EPOCH) -> datetime | None:
+    """The first due time later than ``after``; None if there is none.
+
+    An interval's due times are ``anchor`` and every whole interval from there, whenever it last ran. A
+    crontab's are those of Debian's cron in the schedule's own time zone: a fixed time that the clock leaps
+    over is due at the end of the gap, and one that comes twice is due the first time; unlike there, the day
+    of the month and the day of the week have to fit both. A clocked schedule has one.
+
+    Raises Unschedulable for a schedule of another kind.
+    """
+    return next(_forward(schedule, after, anchor), None)
+
+
+def latest_dues(
+    schedule: Any, after: datetime, until: datetime, *, most: int, anchor: datetime = EPOCH
+) -> list[datetime]:
+    """The due times later than ``after`` and not later than ``until``, oldest first: the latest ``most``."""
+    newest_first = (due for due in _backward(schedule, until, anchor) if due <= until)
+    found: list[datetime] = []
+    for due in islice(newest_first, most):
+        if due <= after:
+            break
+        found.append(due)
+    return found[::-1]
+
+
+def _forward(schedule: Any, after: datetime, anchor: datetime) -> Iterator[datetime]:
+    if isinstance(schedule, crontab):
+        return _crontab(schedule, after, reverse=False)
+    if isinstance(schedule, clocked):
+        return iter([when] if (when := _moment(schedule)) > after else [])
+    every = _every(schedule)
+    return _steps(anchor + ((after - anchor) // every + 1) * every, every)
+
+
+def _backward(schedule: Any, until: datetime, anchor: datetime) -> Iterator[datetime]:
+    if isinstance(schedule, crontab):
+        # Reversed, what is due at the very moment would be left out.
+        return _crontab(schedule, until + timedelta(seconds=1), reverse=True)
+    if isinstance(schedule, clocked):
+        return iter([_moment(schedule)])
+    every = _every(schedule)
+    return _steps(anchor + (until - anchor) // every * every, -every)
+
+
+def _steps(start: datetime, step: timedelta) -> Iterator[datetime]:
+    while True:
+        yield start
+        start += step
+
+
+def _every(schedule: Any) -> timedelta:
+    if not isinstance(schedule, interval) or schedule.run_every <= timedelta():
+        raise Unschedulable(f"only intervals, crontabs and clocked times can be scheduled, not {schedule!r}")
+    every: timedelta = schedule.run_every
+    return every
+
+
+def _moment(schedule: clocked) -> datetime:
+    when: datetime = schedule.clocked_time
+    return when
+
+
+def _crontab(schedule: crontab, moment: datetime, *, reverse: bool) -> Iterator[datetime]:
+    fields = (
+        _field(schedule._orig_minute, schedule.minute, 60),
+        _field(schedule._orig_hour, schedule.hour, 24),
+        _field(schedule._orig_day_of_month, schedule.day_of_month, 31),
+        _field(schedule._orig_month_of_year, schedule.month_of_year, 12),
+        _field(schedule._orig_day_of_week, schedule.day_of_week, 7),
+    )
+    dues = CronSim(" ".join(fields), moment.astimezone(schedule.tz), reverse=reverse)
+    # cron takes "the 13th or a Friday" where Celery means "the 13th that is a Friday".
+    dues.day_and = True
+    return (due.astimezone(UTC) for due in dues)
+
+
+def _field(written: Any, values: set[int], count: int) -> str:
+    """A field of a cron expression. A star at its front says that it follows the clock over its changes."""
+    if len(values) == count:
+        return "*"
+    listed = ",".join(str(value) for value in sorted(values))
+    first, step = str(written), None
+    if first.startswith("*/") and first[2:].isdigit():
+        step = int(first[2:])
+    return f"*/{step}" if step else listed

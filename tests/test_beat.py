@@ -1,0 +1,212 @@
+"""Beat: several of them, schedules that change, a database and a broker that come and go."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from celery import current_app
+from django.db.models.functions import Now
+from django.utils import timezone
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
+from django_celery_results.models import TaskResult
+
+from capataz.beat import Scheduler
+from capataz.models import Event, Schedule, Task
+from tests.lifecycle.stage import together
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def new_beat(transactional_db: None) -> Callable[[], Scheduler]:
+    """Beats that have read the schedules once, each with its own memory."""
+
+    def make() -> Scheduler:
+        beat = Scheduler(app=current_app._get_current_object(), max_interval=1)
+        beat.tick()
+        return beat
+
+    return make
+
+
+def every_second(name: str = "often", task: str = "demo.echo", **about: Any) -> PeriodicTask:
+    interval, _ = IntervalSchedule.objects.get_or_create(every=1, period="seconds")
+    return PeriodicTask.objects.create(name=name, task=task, interval=interval, **about)
+
+
+def wind_back(seconds: float, **which: Any) -> None:
+    """As if these schedules had last been settled so long ago."""
+    Schedule.objects.filter(**which).update(last_due=Now() - timedelta(seconds=seconds))
+
+
+def soon() -> datetime:
+    """A whole second that nobody has reached yet."""
+    return timezone.now().replace(microsecond=0) + timedelta(seconds=3)
+
+
+def mark(name: str = "often") -> int:
+    """The last due time of a schedule that is settled, in seconds."""
+    return int(Schedule.objects.get(periodic_task__name=name).last_due.timestamp())
+
+
+def until_ticked(beat: Scheduler, eventually: Any, condition: Callable[[], Any]) -> None:
+    def ticked() -> Any:
+        beat.tick()
+        return condition()
+
+    eventually(ticked)
+
+
+def test_what_is_due_is_submitted_again_and_again(new_beat: Any, eventually: Any) -> None:
+    every_second()
+    beat = new_beat()
+    until_ticked(beat, eventually, lambda: Task.objects.count() >= 3)
+    assert {task.submitted_by for task in Task.objects.all()} == {"schedule often"}
+
+
+def test_a_beat_sleeps_until_something_is_due_and_no_longer(new_beat: Any) -> None:
+    assert new_beat().tick() == 1.0
+    every_second()
+    beat = new_beat()
+    assert 0 <= beat.tick() <= 1.0
+
+
+def test_three_beats_that_work_at_once_leave_no_second_out_and_do_none_twice(
+    new_beat: Any, eventually: Any
+) -> None:
+    start = soon()
+    every_second(start_time=start)
+    beats = [new_beat() for _ in range(3)]
+
+    def work() -> bool:
+        together(*(beat.tick for beat in beats))
+        return Task.objects.count() >= 5
+
+    eventually(work)
+    assert Task.objects.count() == mark() - start.timestamp() + 1
+
+
+def test_a_beat_that_was_alone_for_a_while_finds_what_others_have_settled(
+    new_beat: Any, eventually: Any
+) -> None:
+    every_second()
+    one, other = new_beat(), new_beat()
+    until_ticked(one, eventually, lambda: Task.objects.count() >= 2)
+    before = Task.objects.count()
+    settled = mark()
+    assert before == Task.objects.count()
+    until_ticked(other, eventually, lambda: Task.objects.count() > before)
+    assert Task.objects.count() == before + mark() - settled
+
+
+def test_a_new_schedule_is_followed_without_a_restart(new_beat: Any, eventually: Any) -> None:
+    beat = new_beat()
+    every_second()
+    until_ticked(beat, eventually, Task.objects.exists)
+
+
+def test_a_schedule_that_is_switched_off_rests_and_makes_nothing_up(new_beat: Any, eventually: Any) -> None:
+    task = every_second()
+    beat = new_beat()
+    until_ticked(beat, eventually, Task.objects.exists)
+    task.refresh_from_db()
+    task.enabled = False
+    task.save()
+    beat.tick()
+    before = Task.objects.count()
+    wind_back(30)
+    beat.tick()
+    assert Task.objects.count() == before
+    task.enabled = True
+    task.save()
+    beat.tick()
+    assert Task.objects.count() <= before + 1
+
+
+def test_a_schedule_that_is_deleted_is_forgotten(new_beat: Any) -> None:
+    task = every_second()
+    beat = new_beat()
+    task.delete()
+    wind_back(30)
+    beat.tick()
+    assert not Task.objects.exists()
+
+
+def test_a_clocked_schedule_runs_once_and_is_switched_off(new_beat: Any, eventually: Any) -> None:
+    soon = ClockedSchedule.objects.create(clocked_time=timezone.now() + timedelta(seconds=1))
+    PeriodicTask.objects.create(name="once", task="demo.echo", clocked=soon, one_off=True)
+    beat = new_beat()
+    until_ticked(beat, eventually, Task.objects.exists)
+    beat.tick()
+    assert Task.objects.count() == 1
+    assert not PeriodicTask.objects.get(name="once").enabled
+
+
+def test_a_crontab_in_a_time_zone_is_followed(new_beat: Any) -> None:
+    minute = CrontabSchedule.objects.create(timezone="Asia/Kathmandu")
+    PeriodicTask.objects.create(name="minutely", task="demo.echo", crontab=minute)
+    beat = new_beat()
+    wind_back(59, periodic_task__name="minutely")
+    new_beat()
+    assert Task.objects.count() in (1, 2)
+    assert beat.tick() <= 1.0
+
+
+def test_faulty_schedules_hold_nobody_up(new_beat: Any, eventually: Any) -> None:
+    every_second("no json", kwargs="{")
+    every_second("no such payload", task="demo.sleep", kwargs='{"seconds": -1}')
+    every_second("nobody knows it", task="no.such.task")
+    every_second("good")
+    beat = new_beat()
+    until_ticked(beat, eventually, lambda: Task.objects.count() >= 2)
+    assert {task.submitted_by for task in Task.objects.all()} == {"schedule good"}
+    assert Event.objects.filter(kind="schedule.refused", subject="no such payload").exists()
+
+
+def test_a_type_that_nobody_here_knows_stays_due(new_beat: Any) -> None:
+    """As in a deploy: the other beat, or the next one, knows it."""
+    task = every_second("unknown", task="no.such.task")
+    new_beat()
+    wind_back(30, periodic_task=task)
+    before = Schedule.objects.get(pk=task.pk).last_due
+    new_beat()
+    assert Schedule.objects.get(pk=task.pk).last_due == before
+
+
+def test_a_thousand_schedules_that_are_due_at_once_are_all_settled_in_one_look(new_beat: Any) -> None:
+    interval, _ = IntervalSchedule.objects.get_or_create(every=1, period="days")
+    PeriodicTask.objects.bulk_create(
+        PeriodicTask(name=f"daily {number}", task="demo.echo", interval=interval) for number in range(1000)
+    )
+    new_beat()
+    wind_back(86_400, periodic_task__name__startswith="daily")
+    new_beat()
+    assert Task.objects.count() == 1000
+    assert Task.objects.values("schedule_id").distinct().count() == 1000
+
+
+def test_a_database_that_is_away_is_waited_for(new_beat: Any, eventually: Any, restart_postgres: Any) -> None:
+    every_second()
+    beat = new_beat()
+    restart_postgres()
+    until_ticked(beat, eventually, Task.objects.exists)
+
+
+def test_plain_tasks_are_sent_once_by_beats_at_once(platform: Any, eventually: Any) -> None:
+    platform.start_worker("1,1")
+    start = soon()
+    every_second("plain", task="tests.workload.plain_add", args="[2, 3]", start_time=start)
+    beats = [Scheduler(app=current_app._get_current_object(), max_interval=1) for _ in range(3)]
+    for beat in beats:
+        beat.tick()
+
+    def sent() -> bool:
+        together(*(beat.tick for beat in beats))
+        return TaskResult.objects.filter(status="SUCCESS").count() >= 2
+
+    eventually(sent)
+    PeriodicTask.objects.update(enabled=False)
+    points = mark("plain") - start.timestamp() + 1
+    eventually(lambda: TaskResult.objects.filter(status="SUCCESS").count() >= points)
+    assert TaskResult.objects.filter(periodic_task_name="plain").count() == points
