@@ -48,14 +48,11 @@ def test_failures_are_counted_from_one(failures: int) -> None:
         backoff.full_jitter(failures, base=1, cap=1)
 
 
-def test_the_first_lost_worker_costs_no_wait_and_the_later_ones_more_and_more() -> None:
-    waits = [backoff.after_worker_losses(losses).total_seconds() for losses in range(1, 9)]
-    assert waits == [0, 2, 4, 8, 16, 32, 60, 60]
-
-
 @pytest.mark.django_db
-@pytest.mark.parametrize("losses", range(1, 11))
-def test_recovery_waits_in_sql_as_long_as_python_says(losses: int) -> None:
+@pytest.mark.parametrize(("losses", "seconds"), [*enumerate([0, 2, 4, 8, 16, 32, 60, 60], start=1)])
+def test_the_first_lost_worker_costs_no_wait_and_the_later_ones_more_and_more(
+    losses: int, seconds: int
+) -> None:
     """Runs the statement itself on a task that has lost all but the last of these workers."""
     running = "(gen_random_uuid(), 'demo.echo', 'default', 5, 'running', '{}', 1, 7, now(), now(), %s)"
     columns = (
@@ -67,5 +64,5 @@ def test_recovery_waits_in_sql_as_long_as_python_says(losses: int) -> None:
         cursor.execute(statement("recover"), parameters)
         cursor.execute("SELECT state, coalesce(run_at - now(), interval '0') FROM capataz_task")
         [(state, wait)] = cursor.fetchall()
-    assert wait == backoff.after_worker_losses(losses)
+    assert wait == timedelta(seconds=seconds)
     assert state == ("queued" if losses == 1 else "retrying")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import shared_task
+from celery.worker.control import control_command, ok
 from django.conf import settings
 
 from capataz.errors import Discard, SoftTimeLimitExceeded
@@ -160,3 +161,32 @@ def exclusive(task: RunningTask, payload: dict[str, Any]) -> Any:
     while not Path(payload["gate"]).exists():
         time.sleep(0.02)
     return "alone"
+
+
+_kept: list[bytes] = []
+
+
+@handler("testing.pid", retry=never(), time_limit=60)
+def pid(task: RunningTask, payload: dict[str, Any]) -> int:
+    """The process that ran the task, which grows for good by ``megabytes``."""
+    _kept.append(os.urandom(1024) * 1024 * payload.get("megabytes", 0))
+    return os.getpid()
+
+
+@control_command(args=[("file", str)])
+def deafen(state: Any, file: str) -> Any:
+    """Lose the sockets on which this worker waits for messages, as an event loop with a bug does."""
+    cycle = state.consumer.task_consumer.channel.connection.cycle
+    for fd, (_, kind) in list(cycle._fd_to_chan.items()):
+        if kind == "BRPOP":
+            cycle._fd_to_chan.pop(fd)
+            state.consumer.hub.remove(fd)
+            note(file, "deaf")
+    return ok("deaf")
+
+
+@control_command(args=[("seconds", float)])
+def hang(state: Any, seconds: float) -> Any:
+    """Stop the event loop."""
+    time.sleep(seconds)
+    return ok("awake")

@@ -30,10 +30,3 @@ def exponential_ceiling(failures: int, *, base: float, cap: float) -> float:
 # and longer from the second on: 2, 4, 8 ... seconds, at most a minute.
 LOSS_BASE = 2.0
 LOSS_CAP = 60.0
-
-
-def after_worker_losses(losses: int) -> timedelta:
-    """How long a task waits after the ``losses``-th worker that died around it, counted from 1."""
-    if losses <= 1:
-        return timedelta()
-    return timedelta(seconds=exponential_ceiling(losses - 1, base=LOSS_BASE, cap=LOSS_CAP))

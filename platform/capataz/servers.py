@@ -27,12 +27,6 @@ _SESSION = {
 DJANGO_SESSION = {**_SESSION, "idle_in_transaction_session_timeout": 60_000, "lock_timeout": 30_000}
 ENGINE_SESSION = {**_SESSION, "idle_in_transaction_session_timeout": 5_000, "lock_timeout": 5_000}
 TCP = {
-    "tcp_keepalives_idle": 5,
-    "tcp_keepalives_interval": 2,
-    "tcp_keepalives_count": 3,
-    "tcp_user_timeout": 10000,
-}
-TCP = {
     "connect_timeout": 5,
     "keepalives": 1,
     "keepalives_idle": 5,

@@ -73,6 +73,12 @@ MAX_CONCURRENT_JOBS: int = env.int("MAX_CONCURRENT_JOBS", 5, validate=Range(1, 1
 HEARTBEAT = env.float("CAPATAZ_HEARTBEAT_SECONDS", 1.0, validate=Range(0.1, 10))
 LOOKS_WITH_FREE_LOCK = env.int("CAPATAZ_LOOKS_WITH_FREE_LOCK", 3, validate=Range(2, 60))
 LOOKS_WITHOUT_BEAT = env.int("CAPATAZ_LOOKS_WITHOUT_BEAT", 15, validate=Range(3, 600))
+# Seconds for which an idle worker may hear of nothing while tasks of its queues are released and unclaimed,
+# before it takes its consumer for dead and connects to Redis anew. Well above a dispatcher's restart.
+DEAF = env.float("CAPATAZ_DEAF_SECONDS", 10.0, validate=Range(1, 3600))
+# Seconds for which the event loop of a worker that is connected may stand still, before the worker gives
+# everything back and exits: such a loop is beyond recovery.
+HUNG = env.float("CAPATAZ_HUNG_SECONDS", 60.0, validate=Range(2, 3600))
 # Seconds a stopping worker lets running tasks go on before it kills and gives them back.
 SHUTDOWN_GRACE = env.float("CAPATAZ_SHUTDOWN_GRACE_SECONDS", 10.0, validate=Range(0, 3600))
 # Child deaths that quarantine a task, and worker deaths that do.
@@ -105,6 +111,8 @@ KEEP_SUCCEEDED_DAYS = env.float("CAPATAZ_KEEP_SUCCEEDED_DAYS", 7, validate=Range
 KEEP_DEAD_DAYS = env.float("CAPATAZ_KEEP_DEAD_DAYS", 90, validate=Range(0.001, 36500))
 KEEP_CANCELLED_DAYS = env.float("CAPATAZ_KEEP_CANCELLED_DAYS", 30, validate=Range(0.001, 36500))
 KEEP_EXPIRED_DAYS = env.float("CAPATAZ_KEEP_EXPIRED_DAYS", 30, validate=Range(0.001, 36500))
+# Roll-ups, which the charts are drawn from: a row for each queue, type and hour.
+KEEP_ROLLUPS_DAYS = env.float("CAPATAZ_KEEP_ROLLUPS_DAYS", 90, validate=Range(0.001, 36500))
 
 # --- Django -------------------------------------------------------------------------------------------
 

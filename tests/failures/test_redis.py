@@ -148,6 +148,9 @@ def forged_messages(task_ids):
     yield json.dumps(
         {**good, "headers": {**plain, "task": "tests.workload.plain_add"}, "body": "{{{"}
     ).encode()
+    for limits in ([None, "x"], ["x", None], "12", [1], [-1, 2], [True, 1], [1e400, 1], {"a": 1}, [[1], 2]):
+        told = {**plain, "task": "tests.workload.plain_add", "timelimit": limits}
+        yield json.dumps({**good, "headers": told, "body": "[[1, 2], {}, {}]"}).encode()
     pickled = {**good, "content-type": "application/x-python-serialize", "content-encoding": "binary"}
     yield json.dumps({**pickled, "headers": {**plain, "task": "tests.workload.plain_add"}}).encode()
     yield json.dumps({**good, "headers": {**plain, "task": "demo.echo"}}).encode()

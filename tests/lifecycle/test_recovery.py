@@ -8,7 +8,6 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
-from capataz import backoff
 from capataz.database import Session
 from capataz.lifecycle import recovery
 from capataz.lifecycle.cancellation import cancel
@@ -222,6 +221,24 @@ def test_what_had_not_started_waits_again_unspent(worker: StagedWorker, session:
     assert not Attempt.objects.filter(task_id=task.pk).exists()
 
 
+def test_a_task_that_kills_its_workers_before_anybody_sees_it_run_is_quarantined(
+    hire: Hire, session: Any
+) -> None:
+    [task] = tasks(1)
+    waits = []
+    for _ in range(settings.MAX_WORKER_LOSSES):
+        worker = hire()
+        worker.hold(task)
+        recover(session, worker.id)
+        waits.append(now(task).state)
+        Task.objects.filter(pk=task.pk, state=State.RETRYING).update(state=State.QUEUED, run_at=None)
+    assert waits == [State.QUEUED, *[State.RETRYING] * (settings.MAX_WORKER_LOSSES - 2), State.DEAD]
+    dead = now(task)
+    assert (dead.attempts, dead.losses, dead.worker_losses) == (0, 0, 0)
+    assert dead.error == f"quarantined after {settings.MAX_WORKER_LOSSES} deaths of its worker"
+    assert kinds(task) == ["task.dead"]
+
+
 def test_what_ran_has_lost_a_worker_and_no_attempt(worker: StagedWorker, session: Any) -> None:
     [task] = tasks(1)
     [grant] = worker.run(task)
@@ -240,7 +257,7 @@ def test_from_the_second_lost_worker_on_a_task_waits(worker: StagedWorker, befor
     asked = database_now()
     lost = lost_at(task, before)
     assert lost.state == State.RETRYING
-    assert asked <= lost.run_at - backoff.after_worker_losses(before + 1) <= database_now()
+    assert asked <= lost.run_at - timedelta(seconds=2**before) <= database_now()
 
 
 def test_a_task_around_which_too_many_workers_died_is_quarantined(worker: StagedWorker) -> None:

@@ -22,6 +22,7 @@ def ended(state: State) -> Task:
         attempts=3,
         losses=2,
         worker_losses=1,
+        orphaned=2,
         given_back=4,
         error="boom",
         progress=70,
@@ -38,7 +39,7 @@ def test_a_task_that_ended_without_success_waits_again(state: State) -> None:
 
 def test_a_retried_task_has_all_its_attempts_ahead_of_it() -> None:
     task = retry(ended(State.DEAD))
-    assert (task.attempts, task.losses, task.worker_losses, task.given_back) == (0, 0, 0, 0)
+    assert (task.attempts, task.losses, task.worker_losses, task.orphaned, task.given_back) == (0,) * 5
 
 
 def test_nothing_of_its_first_life_stops_a_retried_task() -> None:

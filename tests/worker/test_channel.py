@@ -3,6 +3,7 @@
 import os
 import signal
 import struct
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from capataz.worker.channel import Channel, Tokens
+from capataz.worker.channel import FORGOTTEN, Channel, Tokens, sweep
 
 Fork = Callable[[Callable[[], object]], int]
 
@@ -178,3 +179,15 @@ def test_what_a_killed_sender_has_sent_arrives(channel: Channel, fork: Fork) -> 
 
 def test_a_token_is_smaller_than_what_a_pipe_writes_at_once() -> None:
     assert struct.calcsize("=IH") * 250 <= 4096  # PIPE_BUF: a bundle's tokens are one atomic write
+
+
+def test_only_what_nobody_will_read_is_swept_from_the_spool(tmp_path: Path) -> None:
+    forgotten, fresh, foreign = tmp_path / "report-old", tmp_path / "report-new", tmp_path / "notes.txt"
+    for path in (forgotten, fresh, foreign):
+        path.touch()
+    long_ago = time.time() - FORGOTTEN - 1
+    for path in (forgotten, foreign):
+        os.utime(path, (long_ago, long_ago))
+    sweep(tmp_path)
+    sweep(tmp_path / "not made yet")
+    assert sorted(tmp_path.iterdir()) == [foreign, fresh]

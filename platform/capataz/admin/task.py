@@ -27,7 +27,7 @@ TIMES = (
     *("cancel_requested_at", "soft_time_limit", "time_limit"),
 )
 WORK = ("shown_payload", "progress", "progress_message", "shown_result", "shown_error")
-ATTEMPTS = ("history", "attempts", "max_attempts", "losses", "worker_losses", "given_back")
+ATTEMPTS = ("history", "attempts", "max_attempts", "losses", "worker_losses", "orphaned", "given_back")
 DISPATCH = ("run", "released_at", "verify_at", "publishes")
 
 

@@ -20,7 +20,8 @@ LOCK_CLASS = 0x43505A57
 
 @dataclass
 class Sign:
-    """What rides on a heartbeat."""
+    """What rides on a heartbeat. ``loop_lag`` is how many seconds late the event loop is; ``quiet`` for how
+    many an idle worker has heard of nothing."""
 
     state: str = "running"
     phase: str = "connecting"
@@ -32,6 +33,7 @@ class Sign:
     cpu_percent: float = 0.0
     ram_mb: float = 0.0
     loop_lag: float = 0.0
+    quiet: float = 0.0
     timings: dict[str, Any] = field(default_factory=dict)
     backends: list[Any] = field(default_factory=list)
 
@@ -76,6 +78,13 @@ def beat(connection: Connection, worker_id: int, sign: Sign) -> bool:
     return connection.execute(statement("beat"), columns).rowcount == 1
 
 
+def is_deaf(connection: Connection, sign: Sign, types: list[str], seconds: float) -> bool:
+    """Whether a worker that has been idle for ``seconds`` should have heard of a task by now."""
+    waiting = {"queues": sign.queues, "types": types, "seconds": seconds}
+    [[deaf]] = connection.execute(statement("is_deaf"), waiting).fetchall()
+    return bool(deaf)
+
+
 def tell(connection: Connection, worker_id: int, kind: str, detail: dict[str, Any]) -> None:
     """Add an event about this worker."""
     connection.execute(
@@ -88,5 +97,10 @@ def tell(connection: Connection, worker_id: int, kind: str, detail: dict[str, An
 def unregister(connection: Connection, worker_id: int) -> None:
     """Say that this worker stops, on purpose."""
     connection.execute(statement("unregister_worker"), {"worker": worker_id})
-    # It may have taken messages out of Redis that nobody has claimed.
+    withdraw(connection, worker_id)
+
+
+def withdraw(connection: Connection, worker_id: int) -> None:
+    """Have every unclaimed task of this worker's queues announced anew: it has ended or has lost its
+    connection, and may have taken messages out of Redis that it never saw."""
     connection.execute(statement("withdraw_queues_of"), {"worker": worker_id})

@@ -109,7 +109,7 @@ def bury(connection: Connection, worker_id: int, backends: Any, because: str) ->
     connection.execute(statement("terminate_backends"), {"backends": json.dumps(backends)})
     with connection.transaction():
         connection.execute(statement("bury_worker"), {"worker": worker_id, "because": because})
-    connection.execute(statement("withdraw_queues_of"), {"worker": worker_id})
+    presence.withdraw(connection, worker_id)
 
 
 def recover(connection: Connection, worker_id: int) -> int:

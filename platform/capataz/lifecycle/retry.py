@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.db import transaction
+from django.db.models.functions import Now
 
 from capataz.errors import IllegalMove
 from capataz.lifecycle import notes, wakeup
@@ -24,7 +25,9 @@ def retry(task: Task, *, by: str = "") -> Task:
             attempts=0,
             losses=0,
             worker_losses=0,
+            orphaned=0,
             given_back=0,
+            run_at=Now(),
             finished_at=None,
             expires_at=None,
             cancel_requested_at=None,

@@ -33,5 +33,5 @@ UPDATE capataz_task AS task
   FROM next
  WHERE task.id = next.id
 RETURNING task.id, task.type, task.queue, task.priority,
-          task.attempts + task.losses + task.worker_losses + task.given_back > 0,
+          task.attempts + task.losses + task.worker_losses + task.orphaned + task.given_back > 0,
           octet_length(task.payload::text);

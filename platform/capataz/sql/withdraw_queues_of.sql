@@ -1,5 +1,6 @@
--- withdraw_queues_of: a worker that ended may have taken messages out of Redis and claimed nothing yet. Every
--- unclaimed task of its queues waits again and is released anew; messages that still exist do no harm.
+-- withdraw_queues_of: a worker that ended, or lost its connection, may have taken messages out of Redis and
+-- claimed nothing yet. Every unclaimed task of its queues waits again and is released anew; messages that
+-- still exist do no harm.
 UPDATE capataz_task AS task
    SET released_at = NULL, verify_at = NULL, publishes = 0
   FROM (

@@ -8,12 +8,14 @@ whatever happens to its sender.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
 import socket
 import struct
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ _TOKEN = struct.Struct("=IH")  # the bundle's serial number, the task's index in
 # A datagram has to fit into the socket's buffer; what is larger goes through a file.
 _BUFFER = 1024 * 1024
 _LARGEST_DATAGRAM = 64 * 1024
+# A report of this age in the spool was written for a worker that is dead.
+FORGOTTEN = 3600.0  # seconds
 
 
 class Tokens:
@@ -108,6 +112,14 @@ class Reports:
         report: tuple[Any, ...] = pickle.loads(Path(path).read_bytes())
         Path(path).unlink()
         return report
+
+
+def sweep(spool: Path) -> None:
+    """Delete what workers that died have left in the spool: a report is read within moments, or never."""
+    for path in spool.glob("report-*"):
+        with contextlib.suppress(FileNotFoundError):  # another worker sweeps too, or has just read it
+            if path.stat().st_mtime < time.time() - FORGOTTEN:
+                path.unlink()
 
 
 class Channel:

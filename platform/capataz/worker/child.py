@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import time
 import traceback as tracebacks
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from billiard.compat import mem_rss
 from celery import current_app, signals
 from django.conf import settings
 from django.db import connections
@@ -23,6 +26,27 @@ from capataz.errors import Discard, SoftTimeLimitExceeded, TaskCancelled
 from capataz.handlers import Handler, RunningTask, find
 from capataz.worker.channel import Channel
 
+
+@dataclass
+class Wear:
+    """After how many tasks, and from how many KiB resident, a child is replaced; None for never.
+
+    billiard looks at its own limits only between two jobs, and to it a bundle is one job.
+    """
+
+    most_tasks: int | None = None
+    most_memory: int | None = None
+    tasks: int = 0
+
+    def is_worn_out(self) -> bool:
+        """Whether this child should leave what is left of its bundle to others, and go."""
+        if not self.tasks:  # a limit below what every child needs must not keep all of them from working
+            return False
+        if self.most_tasks is not None and self.tasks >= self.most_tasks:
+            return True
+        return self.most_memory is not None and mem_rss() > self.most_memory
+
+
 STEP, PROGRESS = "step", "progress"
 SUCCEEDED, FAILED, INTERRUPTED = "succeeded", "failed", "interrupted"
 
@@ -30,13 +54,14 @@ ERROR_LENGTH = 2_000
 TRACEBACK_LENGTH = 20_000
 
 _channel: Channel | None = None
+_wear = Wear()
 _interruptible = False
 
 
-def attach(channel: Channel) -> None:
-    """Remember the parent's channel, so that every child forked from now on has it."""
-    global _channel
-    _channel = channel
+def attach(channel: Channel, wear: Wear) -> None:
+    """Remember the parent's channel and what a child bears, for every child forked from now on."""
+    global _channel, _wear
+    _channel, _wear = channel, wear
 
 
 def prepare() -> None:
@@ -50,19 +75,23 @@ def prepare() -> None:
 
 
 def run_bundle(pipe: int, serial: int, task_type: str, items: list[tuple[Any, ...]]) -> None:
-    """Run every task of the bundle that nobody takes back.
+    """Run every task of the bundle that nobody takes back, until this child is worn out.
 
-    Each item is (id, payload, attempt, starts, soft time limit).
+    Each item is (id, payload, attempt, starts, soft time limit). Raises SystemExit, which ends the child,
+    once it is worn out: what is left of the bundle is taken back by the parent.
     """
     assert _channel is not None
     pid = os.getpid()
     tokens, reports = _channel.tokens[pipe], _channel.reports
     handler = find(task_type)
     ended: tuple[Any, ...] | None = None
-    while (index := tokens.take(serial)) is not None:
+    while not (worn_out := _wear.is_worn_out()) and (index := tokens.take(serial)) is not None:
         reports.send((STEP, pid, serial, ended, (index, time.monotonic())))
         ended = (index, *_outcome(handler, serial, index, items[index]), time.monotonic())
+        _wear.tasks += 1
     reports.send((STEP, pid, serial, ended, None))
+    if worn_out:
+        sys.exit()
 
 
 def _outcome(handler: Handler[Any], serial: int, index: int, item: tuple[Any, ...]) -> tuple[Any, ...]:

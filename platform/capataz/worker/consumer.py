@@ -12,6 +12,7 @@ from django.conf import settings
 from capataz import pointer
 
 RECONNECT = 1.0  # seconds between two tries; the stock steps grow to 30
+MAX_TIME_LIMIT = 366 * 24 * 3600.0  # seconds that a plain task may ask for
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ class Consumer(StockConsumer):
         passing = self.connection_errors
 
         def on_task_received(message: Any) -> None:
-            if not _is_allowed(message.headers):
-                _log.warning("dropped a plain task that CAPATAZ_PLAIN_TASKS does not name")
+            if why := _fault(message.headers):
+                _log.warning("dropped a plain task: %s", why)
                 message.reject_log_error(_log, passing)
                 return
             try:
@@ -76,9 +77,25 @@ class Consumer(StockConsumer):
         super().on_unknown_task(body, message, exc)
 
 
-def _is_allowed(headers: Any) -> bool:
-    """Whether workers may run what this message names: every handler, and plain tasks by the allow-list."""
-    if not settings.PLAIN_TASKS or pointer.is_pointer(headers):
-        return True
-    name = headers.get("task") if isinstance(headers, dict) else None
-    return name in settings.PLAIN_TASKS
+def _fault(headers: Any) -> str:
+    """Why workers must not take a message with these headers; empty if they may."""
+    if pointer.is_pointer(headers):
+        return ""
+    name, limits = (
+        (headers.get("task"), headers.get("timelimit")) if isinstance(headers, dict) else (None, None)
+    )
+    if settings.PLAIN_TASKS and name not in settings.PLAIN_TASKS:
+        return "CAPATAZ_PLAIN_TASKS does not name it"
+    # The pool meets these when a child begins: there a text makes the whole worker exit, and every worker
+    # that is sent the task after it.
+    if limits is not None and not (
+        isinstance(limits, list) and len(limits) == 2 and all(map(_is_time_limit, limits))
+    ):
+        return "its time limits are no numbers of seconds"
+    return ""
+
+
+def _is_time_limit(limit: Any) -> bool:
+    return limit is None or (
+        isinstance(limit, int | float) and not isinstance(limit, bool) and 0 <= limit <= MAX_TIME_LIMIT
+    )

@@ -17,12 +17,11 @@ import psutil
 import psycopg
 from django.conf import settings
 
+from capataz import handlers
 from capataz.database import Connection, Session
 from capataz.lifecycle import presence
 from capataz.lifecycle.presence import Sign
 
-# An event loop that is silent for this long while it should be consuming is beyond recovery.
-HUNG = 60.0  # seconds
 LOAD_EVERY = 2.0  # seconds between two measurements of CPU and memory
 
 _log = logging.getLogger(__name__)
@@ -37,6 +36,7 @@ class Heartbeat(threading.Thread):
         sign: Callable[[], Sign],
         on_new_identity: Callable[[int], None],
         on_hung: Callable[[], None],
+        on_deaf: Callable[[], None],
         on_beat: Callable[[], None],
     ) -> None:
         super().__init__(name="capataz-heartbeat", daemon=True)
@@ -44,6 +44,7 @@ class Heartbeat(threading.Thread):
         self._sign = sign
         self._on_new_identity = on_new_identity
         self._on_hung = on_hung
+        self._on_deaf = on_deaf
         self._on_beat = on_beat
         self.session = Session("heartbeat", on_connect=self._hold_lock)
         self._stopping = threading.Event()
@@ -96,7 +97,7 @@ class Heartbeat(threading.Thread):
     def _beat(self) -> None:
         sign = self._sign()
         sign.cpu_percent, sign.ram_mb = self._load.measure()
-        if sign.phase == "running" and sign.loop_lag > HUNG:
+        if sign.phase == "running" and sign.loop_lag > settings.HUNG:
             _log.critical("the event loop has been silent for %.0f s: giving everything back", sign.loop_lag)
             self._on_hung()
         connection = self.session.connection()
@@ -110,6 +111,18 @@ class Heartbeat(threading.Thread):
             detail = {"before": before, "after": after}
             presence.tell(connection, self.worker_id, "worker.scaled", detail)
             self._scales.popleft()
+        if sign.quiet >= settings.DEAF:
+            self._listen_again(connection, sign)
+
+    def _listen_again(self, connection: Connection, sign: Sign) -> None:
+        """Connect anew if there is work of which this idle worker should have heard."""
+        types = [handler.name for handler in handlers.registered()]
+        if presence.is_deaf(connection, sign, types, settings.DEAF):
+            _log.error("tasks wait and no message came for %.0f s: connecting anew", sign.quiet)
+            presence.tell(
+                connection, self.worker_id, "worker.reconnected", {"quietSeconds": round(sign.quiet)}
+            )
+            self._on_deaf()
 
 
 class Load:

@@ -24,7 +24,7 @@ from psycopg import errors as pg
 
 from capataz import handlers
 from capataz.database import Connection, Session
-from capataz.lifecycle import execution, wakeup
+from capataz.lifecycle import execution, presence, wakeup
 from capataz.lifecycle.execution import Finish, Grant
 from capataz.models import Outcome
 from capataz.states import State
@@ -81,6 +81,7 @@ class Ledger(threading.Thread):
         self._announced: deque[Announcement] = deque()
         self._ended: deque[Ended] = deque()
         self._progress: dict[int, tuple[Held, int, str]] = {}
+        self._to_announce_anew = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
@@ -107,6 +108,11 @@ class Ledger(threading.Thread):
     def progress(self, held: Held, percent: int, message: str) -> None:
         """A task has said how far it is; only its latest word counts."""
         self._progress[held.run] = (held, percent, message)
+        self.wake()
+
+    def announce_anew(self) -> None:
+        """The connection to Redis was lost, and with it whatever message was on its way here."""
+        self._to_announce_anew = True
         self.wake()
 
     def wake(self) -> None:
@@ -172,6 +178,10 @@ class Ledger(threading.Thread):
         starts = [held for held in self._running() if held.told_running and not held.shown_running]
         if announced or ended or progress or starts:
             self._commit(announced, ended, progress, starts)
+        if self._to_announce_anew:
+            presence.withdraw(self.session.connection(), self.worker_id)
+            self._to_announce_anew = False
+            wakeup.ring_on(self.session.connection())
         if time.monotonic() - self._reconciled >= RECONCILE:
             self._reconcile()
 

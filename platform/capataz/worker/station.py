@@ -25,7 +25,8 @@ from capataz import handlers
 from capataz.lifecycle import presence
 from capataz.lifecycle.presence import Sign
 from capataz.worker import child
-from capataz.worker.channel import Channel
+from capataz.worker.channel import Channel, sweep
+from capataz.worker.child import Wear
 from capataz.worker.flower import Flower
 from capataz.worker.heartbeat import Heartbeat
 from capataz.worker.holding import Bundle, Ended, Ending, Held
@@ -53,14 +54,16 @@ class Station:
         self.timings = Timings()
         self.flower = Flower(self)
         self._max_concurrency = int(worker.max_concurrency or worker.concurrency)
-        self._channel = Channel(max(16, 2 * self._max_concurrency), settings.CAPATAZ_DATA_DIR / "spool")
-        child.attach(self._channel)
+        spool = settings.CAPATAZ_DATA_DIR / "spool"
+        sweep(spool)
+        self._channel = Channel(max(16, 2 * self._max_concurrency), spool)
+        child.attach(self._channel, Wear(worker.max_tasks_per_child, worker.max_memory_per_child))
         self._free_pipes = deque(range(len(self._channel.tokens)))
         self._waiting: deque[Bundle] = deque()
         self._requests: dict[int, TaskRequest] = {}
         self.bundles: dict[int, Bundle] = {}
         self._todo: deque[Callable[[], None]] = deque()
-        self._stamp = time.monotonic()
+        self._stamp = self._heard_at = time.monotonic()
         self.watch = Watch(
             self._channel,
             self._on_ended,
@@ -69,7 +72,12 @@ class Station:
             exit_of=self._exit_of,
         )
         self.heartbeat = Heartbeat(
-            self._register, self._sign, self._on_new_identity, self._on_hung, self.watch.heard
+            self._register,
+            self._sign,
+            on_new_identity=self._on_new_identity,
+            on_hung=self._on_hung,
+            on_deaf=self._on_deaf,
+            on_beat=self.watch.heard,
         )
         callbacks = Callbacks(
             granted=lambda bundle: self.soon(lambda: self._start(bundle)),
@@ -115,6 +123,9 @@ class Station:
         """The consumer's event loop starts, for the first time or again after a lost connection."""
         if self.phase != "draining":
             self.phase = "running"
+        if consumer.restart_count > 0:
+            self.ledger.announce_anew()
+        self._heard_at = time.monotonic()
         consumer.hub.call_repeatedly(STAMP, self._turn)
         self._turn()
 
@@ -156,6 +167,7 @@ class Station:
 
     def announce(self, task_type: str, ids: list[Any], acknowledge: Callable[[], None]) -> None:
         """A pointer has come."""
+        self._heard_at = time.monotonic()
         self.ledger.announce(Announcement(task_type, ids, lambda: self.soon(acknowledge)))
 
     def _start(self, bundle: Bundle) -> None:
@@ -248,6 +260,10 @@ class Station:
         finally:
             os._exit(os.EX_SOFTWARE)
 
+    def _on_deaf(self) -> None:
+        self._heard_at = time.monotonic()
+        self.worker.hub.call_soon(_lose_the_connection)
+
     def _sign(self) -> Sign:
         pool = self.worker.pool
         autoscaler = self.worker.autoscaler
@@ -260,9 +276,16 @@ class Station:
             claimed=len(self.ledger.held),
             running=len(self.watch.running()),
             loop_lag=round(max(0.0, time.monotonic() - self._stamp - STAMP), 3),
+            quiet=self._quiet(),
             timings=self.timings.summary(),
             backends=[self.ledger.session.backend] if self.ledger.session.backend else [],
         )
+
+    def _quiet(self) -> float:
+        """For how many seconds this worker has been connected and idle and has heard of nothing."""
+        if self.phase != "running" or self.ledger.held or celery_state.reserved_requests:
+            return 0.0
+        return time.monotonic() - self._heard_at
 
     def _queues(self) -> list[str]:
         return sorted(self.worker.app.amqp.queues.consume_from)
@@ -308,6 +331,11 @@ class StationStep(bootsteps.StartStopStep):
             worker.station.close()
 
     terminate = stop
+
+
+def _lose_the_connection() -> None:
+    """What Celery's consumer answers with a new connection and a new subscription to every queue."""
+    raise ConnectionError("no message came although tasks wait")
 
 
 @signals.worker_process_init.connect
