@@ -71,16 +71,17 @@ def test_a_task_outlives_the_child_that_was_killed(platform, eventually, gate, c
     assert (task.losses, task.worker_losses) == (1, 0)
 
 
-def test_a_task_that_kills_its_process_is_quarantined_and_the_worker_lives(platform, eventually):
+@pytest.mark.parametrize("signal", ["SIGSEGV", "SIGTERM"])
+def test_a_task_that_kills_its_process_is_quarantined_and_the_worker_lives(platform, eventually, signal):
     platform.start_dispatcher()
     worker = platform.start_worker()
-    task = submit("demo.crash", {"signal": "SIGSEGV", "times": 1000})
+    task = submit("demo.crash", {"signal": signal, "times": 1000})
 
     eventually(lambda: state(task) == "dead")
 
     task.refresh_from_db()
     assert task.losses == 3
-    assert "SIGSEGV" in task.error
+    assert signal in task.error
     assert outcomes(task) == ["lost"] * 3
     assert worker.is_alive()
     after = submit("demo.echo", {"message": "still here"})

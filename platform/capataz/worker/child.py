@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from billiard.common import terminate_handler_fired
 from billiard.compat import mem_rss
 from celery import current_app, signals
 from django.conf import settings
@@ -100,6 +101,8 @@ def _outcome(handler: Handler[Any], serial: int, index: int, item: tuple[Any, ..
         with _interruptions(item[4]):
             value = _call(handler, serial, index, item)
     except BaseException as error:
+        if terminate_handler_fired():
+            _die_of_sigterm()
         return _failure(error)
     finally:
         _leave_no_transaction()
@@ -193,6 +196,15 @@ def _on_soft_time_limit(*_: Any) -> None:
 def _on_cancel(*_: Any) -> None:
     if _interruptible:
         raise TaskCancelled("the task was cancelled while it ran")
+
+
+def _die_of_sigterm() -> None:
+    """Somebody asked this process to end, and billiard raised SystemExit in the handler: not its failure.
+
+    The parent sees the signal, and tells a loss from its own stop.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _leave_no_transaction() -> None:
