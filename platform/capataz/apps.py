@@ -5,6 +5,8 @@ from importlib import import_module
 from django.apps import AppConfig
 from django.conf import settings
 
+from capataz.errors import ConfigurationError
+
 
 class CapatazConfig(AppConfig):
     """The platform's one Django app."""
@@ -18,5 +20,17 @@ class CapatazConfig(AppConfig):
         celery = import_module("capataz.celery")
         import_module("capataz.checks")
         for module in settings.CAPATAZ_HANDLERS:
-            import_module(module)
+            _import_handlers(module)
         celery.declare_queues()
+
+
+def _import_handlers(module: str) -> None:
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # something that the module itself imports
+        hint = f"there is no module {error.name!r}; put its folder on PYTHONPATH, or mend the name"
+        raise SystemExit(f"Capataz cannot start: CAPATAZ_HANDLERS names {module!r}: {hint}") from None
+    except ConfigurationError as error:
+        raise SystemExit(f"Capataz cannot start: a handler in {module!r}: {error}") from None

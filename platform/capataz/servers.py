@@ -36,6 +36,9 @@ TCP = {
 }
 
 
+_A_PORT = "must be a number from 1 to 65535"
+
+
 def database_url(env: Env) -> str | None:
     """The DSN from DATABASE_URL, the DB_* names, or the running platform; None if there is none.
 
@@ -49,6 +52,7 @@ def database_url(env: Env) -> str | None:
         "password": env.str("DB_PASSWORD", None),
     }
     given = {key: value for key, value in names.items() if value}
+    _check_port("DB_PORT", given.get("port"))
     url = env.str("DATABASE_URL", None)
     if url:
         try:
@@ -69,13 +73,17 @@ def redis_url(env: Env) -> str | None:
     """
     host = env.str("REDIS_HOST", None)
     port = env.str("REDIS_PORT", None)
+    _check_port("REDIS_PORT", port)
     password = env.str("REDIS_PASSWORD", None)
     url = env.str("REDIS_URL", None)
     if url:
         parts = urlsplit(url)
         if parts.scheme not in ("redis", "rediss"):
             raise EnvError("REDIS_URL must start with redis:// or rediss://")
-        found = {"host": parts.hostname, "port": str(parts.port or 6379)}
+        try:
+            found = {"host": parts.hostname, "port": str(parts.port or 6379)}
+        except ValueError:
+            raise EnvError(f"the port in REDIS_URL {_A_PORT}") from None
         given = {"host": host, "port": port}
         _refuse_conflict("REDIS_URL", "REDIS_", found, {k: v for k, v in given.items() if v})
         return str(url)
@@ -104,6 +112,11 @@ def django_database(url: str | None) -> dict[str, Any]:
 def session_options(settings: dict[str, float]) -> str:
     """These settings as libpq's ``options``, which set them when the session starts."""
     return " ".join(f"-c {name}={value}" for name, value in settings.items())
+
+
+def _check_port(name: str, value: str | None) -> None:
+    if value and not (value.isdecimal() and 1 <= int(value) <= 65535):
+        raise EnvError(f"{name} {_A_PORT}")
 
 
 def _refuse_conflict(url_name: str, prefix: str, found: dict[str, Any], given: dict[str, str]) -> None:

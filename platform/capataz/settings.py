@@ -36,11 +36,10 @@ EXPORT_ROOT: Path = env.path("EXPORT_ROOT", CAPATAZ_DATA_DIR / "exports")
 
 # --- The process --------------------------------------------------------------------------------------
 
-APP_ENV: str = env.str(
-    "APP_ENV",
-    env.str("NODE_ENV", "development"),
-    validate=OneOf(["development", "production", "test"], error="use development, production or test"),
-)
+_environment = OneOf(["development", "production", "test"], error="use development, production or test")
+# The seed's name for it is NODE_ENV. A default is not validated, so each name is.
+_node_env: str = env.str("NODE_ENV", "development", validate=_environment)
+APP_ENV: str = env.str("APP_ENV", _node_env, validate=_environment)
 LOG_LEVEL: str = env.str(
     "LOG_LEVEL",
     "info",
