@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.db import transaction
 
 from capataz.errors import IllegalMove
-from capataz.lifecycle import notes, wakeup
+from capataz.lifecycle import notes, task_results, wakeup
 from capataz.models import Task
 from capataz.states import State
 
@@ -35,6 +35,7 @@ def retry(task: Task, *, by: str = "") -> Task:
         if not moved:
             task.refresh_from_db()
             raise IllegalMove(f"task {task} cannot be retried: it is {task.state}")
+        task_results.forget([task.pk])
         notes.tell("task.retried", task=task, by=by)
         transaction.on_commit(wakeup.ring)
     task.refresh_from_db()

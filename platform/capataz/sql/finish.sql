@@ -42,7 +42,8 @@ WITH outcome AS (
       FROM held
       JOIN outcome ON outcome.id = held.id
      WHERE task.id = held.id
-    RETURNING task.id, task.type, task.key, task.attempts, task.max_attempts, held.worker_id, held.state
+    RETURNING task.id, task.type, task.key, task.attempts, task.max_attempts, held.worker_id, held.state,
+              task.finished_at IS NOT NULL AS is_final
 ), attempt AS (
     INSERT INTO capataz_attempt (
         task_id, run, worker_id, outcome, started_at, finished_at, error, traceback
@@ -66,4 +67,4 @@ WITH outcome AS (
      WHERE moved.state <> 'succeeded'
        AND (outcome.started_ago IS NOT NULL OR moved.state <> 'queued' OR outcome.counted)
 )
-SELECT moved.id FROM moved;
+SELECT moved.id, moved.worker_id, moved.is_final FROM moved;
