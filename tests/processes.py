@@ -149,3 +149,19 @@ def database_environment() -> dict[str, str]:
     url = make_conninfo(**{ours: str(given[key]) for key, ours in names.items() if given[key]})
     path = os.pathsep.join([str(ROOT / "platform"), str(ROOT)])
     return {"DATABASE_URL": url, "PYTHONPATH": path}
+
+
+def celery(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What a user gets from typing ``celery -A capataz ...``."""
+    done = subprocess.run(  # noqa: PLW1510 - the caller decides what a failure means
+        [sys.executable, "-m", "celery", "-A", "capataz", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **database_environment(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        stdin=subprocess.DEVNULL,
+    )
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done

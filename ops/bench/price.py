@@ -45,6 +45,7 @@ class Contestant:
     processes: tuple[tuple[str, ...], ...]
     redis_db: int
     backend: str = ""
+    task_results: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,13 @@ class Measurement:
 
 CELERY = (sys.executable, "-m", "celery")
 WORKER = ("worker", "--concurrency=2", "--without-gossip", "--without-mingle", "-l", "WARNING")
+OURS = (
+    (sys.executable, str(ROOT / "manage.py"), "dispatcher"),
+    (*CELERY, "-A", "capataz", *WORKER, "-n", "bench@%h"),
+)
 CONTESTANTS = (
-    Contestant(
-        "Capataz (state, result, attempts)",
-        "capataz.settings",
-        (
-            (sys.executable, str(ROOT / "manage.py"), "dispatcher"),
-            (*CELERY, "-A", "capataz", *WORKER, "-n", "bench@%h"),
-        ),
-        redis_db=1,
-    ),
+    Contestant("Capataz (state, result, attempts)", "capataz.settings", OURS, redis_db=1),
+    Contestant("Capataz, no TaskResult", "capataz.settings", OURS, redis_db=4, task_results=False),
     Contestant(
         "Celery + django-celery-results",
         "ops.bench.peer_settings",
@@ -138,6 +136,7 @@ def _environment(contestant: Contestant, servers: Servers, folder: Path) -> dict
         "BENCH_DONE": str(folder / f"done-{contestant.redis_db}"),
         "CAPATAZ_HOME": str(folder / "home"),
         "CAPATAZ_DEMO": "1",
+        "CAPATAZ_TASK_RESULTS": str(contestant.task_results),
         "PYTHONPATH": os.pathsep.join([str(ROOT / "platform"), str(ROOT)]),
     }
 

@@ -147,6 +147,7 @@ class Scheduler(DatabaseScheduler):
         Sent before the commit: a crash in between sends it again, never not at all.
         """
         rule = settlement.rule
+        headers = {**rule.options["headers"], "periodic_task_name": rule.name}
         task = self.app.tasks.get(rule.type)
         if task is None:
             _log.error("schedule %s waits: no task is registered here as %r", rule.name, rule.type)
@@ -155,7 +156,7 @@ class Scheduler(DatabaseScheduler):
             with transaction.atomic():
                 mine = scheduling.mark([settlement])
                 for _ in settlement.dues if mine else ():
-                    task.apply_async(rule.args, rule.kwargs, **rule.options)
+                    task.apply_async(rule.args, rule.kwargs, **{**rule.options, "headers": headers})
             return bool(mine)
         except (BrokerError, OSError) as error:
             _log.error("schedule %s waits for the broker: %s", rule.name, error)
@@ -186,7 +187,7 @@ def _since(task: PeriodicTask, now: datetime) -> datetime:
 def _rule(task: PeriodicTask) -> Rule:
     given = {name: getattr(task, name) for name in ("queue", "exchange", "routing_key", "priority")}
     options = {name: value for name, value in given.items() if value is not None}
-    options["headers"] = {**json.loads(task.headers or "{}"), "periodic_task_name": task.name}
+    options["headers"] = json.loads(task.headers or "{}")
     if task.expires_ is not None:
         options["expires"] = task.expires_
     return Rule(

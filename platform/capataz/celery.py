@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
+import click
 import django
 from celery import Celery
 from django.apps import apps
+from django.db import OperationalError
 from kombu import Queue
 
 from capataz import handlers
+from capataz.errors import CapatazError
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "capataz.settings")
 
@@ -19,10 +23,31 @@ class App(Celery):
     """Celery, except that a handler called by its name leaves a row, as it does by every other door."""
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Send a task by name: a handler's is submitted, a plain one goes to the broker as ever."""
+        """Send a task by name: a handler's is submitted, a plain one goes to the broker as ever.
+
+        Raises InvalidSubmission if a handler cannot accept it, or a plain task is to be followed by one.
+        """
         if handlers.is_registered(name):
-            return self.tasks[name].apply_async(args, kwargs, **options)
+            return self._submit(name, args, kwargs, options)
+        from capataz.worker import canvas
+
+        canvas.refuse_handlers(*(options.get(each) for each in ("link", "link_error", "chain", "chord")))
         return super().send_task(name, args, kwargs, **options)
+
+    def _submit(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Any:
+        try:
+            return self.tasks[name].apply_async(args, kwargs, **options)
+        except (CapatazError, OperationalError) as error:
+            if not _typed_by_hand("call"):
+                raise
+            # Not a traceback: whoever typed it sees what to do about it.
+            raise click.ClickException(f"{name} was not submitted: {error}") from None
+
+
+def _typed_by_hand(command: str) -> bool:
+    """Whether this process is ``celery -A capataz <command>``."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.info_name == command
 
 
 app = App("capataz", task_cls="capataz.worker.plain:PlainTask")
@@ -32,8 +57,10 @@ app.autodiscover_tasks()
 
 @app.on_after_finalize.connect
 def _register_handlers(**_: Any) -> None:
+    from capataz.worker import canvas
     from capataz.worker.handler_task import make_task
 
+    canvas.guard()
     handlers.on_registration(lambda handler: app.register_task(make_task(handler)))
 
 

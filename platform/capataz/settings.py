@@ -89,6 +89,10 @@ PLAIN_TASKS: list[str] = env.list("CAPATAZ_PLAIN_TASKS", [])
 # Seconds a plain Celery task may go unacknowledged by a worker that no longer refreshes it.
 VISIBILITY_TIMEOUT = env.int("CAPATAZ_VISIBILITY_TIMEOUT_SECONDS", 60, validate=Range(5, 86400))
 
+# Whether django-celery-results' TaskResult, and its admin, know handlers' tasks too: one more insert for each
+# task that ends, in the commit that ends it, and its result kept twice. AsyncResult answers either way.
+TASK_RESULTS: bool = env.bool("CAPATAZ_TASK_RESULTS", True)
+
 # --- Dispatch -----------------------------------------------------------------------------------------
 
 # Seconds between two looks of the dispatcher: while work waits, and at rest (it is woken by NOTIFY).

@@ -1,6 +1,8 @@
 """Handlers that misbehave harm their own task and nobody else's."""
 
 import pytest
+from django.db import connection
+from django_celery_results.models import TaskResult
 
 from capataz.lifecycle.submission import submit
 from capataz.models import Attempt, Task
@@ -43,6 +45,34 @@ def test_a_result_that_cannot_be_stored_ends_one_task_and_delays_nobody(platform
         assert task.error.startswith("the result cannot be stored: "), kind
     eventually(lambda: Task.objects.get(pk=large.pk).state == "succeeded")
     assert len(Task.objects.get(pk=large.pk).result) == 900_000
+
+
+@pytest.fixture
+def poison_result(transactional_db):
+    """Make the task results of one type impossible to store, whatever the task itself ends with."""
+    table = "django_celery_results_taskresult"
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {table} ADD CONSTRAINT poison CHECK (task_name <> 'testing.flaky')")
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {table} DROP CONSTRAINT poison")
+
+
+def test_a_task_result_that_cannot_be_stored_costs_only_itself(platform, poison_result, records, eventually):
+    platform.start_dispatcher()
+    platform.start_worker("2,2")
+    records.submit(50)
+    lucky = submit("testing.flaky", {"times": 0})
+    dead = submit("testing.flaky", {"times": 9}, max_attempts=1)
+    eventually(records.all_succeeded)
+    eventually(
+        lambda: Task.objects.filter(pk__in=[lucky.pk, dead.pk], finished_at__isnull=False).count() == 2
+    )
+    lucky.refresh_from_db()
+    dead.refresh_from_db()
+    assert (lucky.state, lucky.result, dead.state) == ("succeeded", 1, "dead")
+    assert "RuntimeError" in dead.error
+    assert TaskResult.objects.filter(status="SUCCESS").count() == 50
 
 
 @pytest.mark.parametrize(

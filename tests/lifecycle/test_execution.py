@@ -376,7 +376,15 @@ def test_a_task_that_keeps_killing_its_process_is_quarantined() -> None:
 # Plans.
 
 ROWS = 20_000
-HOT = ["claim", "finish", "mark_running", "report_progress", "still_grantable", "still_held"]
+HOT = [
+    "claim",
+    "finish",
+    "mark_running",
+    "record_results",
+    "report_progress",
+    "still_grantable",
+    "still_held",
+]
 
 
 @pytest.fixture
@@ -413,6 +421,7 @@ def hot_statements(worker_id: int, count: int) -> dict[str, dict[str, Any]]:
     out = [row_id(number) for number in range(1, ROWS, 5)][:count]
     held = list(range(3, ROWS, 5))[:count]
     runs = {"ids": [row_id(number) for number in held], "runs": held}
+    over = [row_id(number) for number in range(4, ROWS, 5)][:count]
     same: dict[str, list[Any]] = {
         "results": ["{}"],
         "errors": [None],
@@ -431,6 +440,7 @@ def hot_statements(worker_id: int, count: int) -> dict[str, dict[str, Any]]:
         "claim": {"worker": worker_id, "ids": out, "runs": [ROWS + number for number in range(len(out))]},
         "finish": {**runs, **{name: value * len(held) for name, value in ended.items()}},
         "mark_running": {**runs, "ago": [1.0] * len(held)},
+        "record_results": {"ids": over, "workers": [worker_id] * len(over), "tracebacks": [None] * len(over)},
         "still_grantable": {"ids": out},
         "still_held": runs,
         "report_progress": {**runs, "percents": [50] * len(held), "messages": ["half"] * len(held)},

@@ -159,6 +159,12 @@ def test_a_task_that_is_refused_is_told_and_holds_nobody_up(make: Make) -> None:
     assert "seconds" in event.detail["error"]
 
 
+def test_an_option_that_only_a_message_could_have_is_told_as_well(make: Make) -> None:
+    assert settle(make(options={"headers": {"a": 1}}), make("sound", options={"headers": {}}), now=DUE + HOUR)
+    assert events() == ["schedule.refused"]
+    assert Task.objects.count() == 1
+
+
 def test_arguments_that_no_payload_can_be_are_told_as_well(make: Make) -> None:
     assert settle(make(args=[1, 2]), now=DUE + HOUR)
     assert events() == ["schedule.refused"]

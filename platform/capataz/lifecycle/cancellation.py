@@ -8,8 +8,10 @@ from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from capataz import database
 from capataz.errors import IllegalMove
-from capataz.lifecycle import notes
+from capataz.lifecycle import notes, task_results
+from capataz.lifecycle.task_results import Record
 from capataz.models import Task
 from capataz.states import HELD, UNFINISHED, State
 
@@ -22,6 +24,7 @@ def cancel(task: Task, *, reason: str = "", by: str = "") -> Task:
     """
     with transaction.atomic():
         if _cancel_waiting(task):
+            task_results.record(database.driver(), [Record(task.pk)])
             notes.tell("task.cancelled", task=task, because=reason, by=by)
         elif _ask_worker(task):
             notes.tell("task.cancelRequested", task=task, because=reason, by=by)

@@ -23,9 +23,10 @@ from django.conf import settings
 from capataz import pointer
 from capataz.database import Connection, Session
 from capataz.lifecycle import crew as crews
-from capataz.lifecycle import rollups, wakeup
+from capataz.lifecycle import rollups, task_results, wakeup
 from capataz.lifecycle.crew import Crew
 from capataz.lifecycle.submission import known_queues
+from capataz.lifecycle.task_results import Record
 from capataz.priority import REDIS_STEPS, redis_step
 from capataz.sql import statement
 
@@ -169,7 +170,7 @@ class Dispatcher:
             self._redis_forgot()
 
     def _keep_house(self, connection: Connection) -> None:
-        connection.execute(statement("expire"), {"most": MOST})
+        expire(connection)
         usable = [
             name for [name] in connection.execute("SELECT name FROM capataz_queue WHERE paused_at IS NULL")
         ]
@@ -263,6 +264,13 @@ class Dispatcher:
         for _ in connection.notifies(timeout=patience, stop_after=1):
             # Whoever rings keeps quiet for a moment afterwards: look often meanwhile.
             self._released_at = time.monotonic()
+
+
+def expire(connection: Connection) -> None:
+    """End the tasks that nobody has started before their deadline."""
+    with connection.transaction():
+        late = connection.execute(statement("expire"), {"most": MOST}).fetchall()
+        task_results.record(connection, [Record(task_id) for [task_id] in late])
 
 
 def bundles(released: Iterable[Released], crew: Crew) -> Iterator[list[Released]]:

@@ -10,6 +10,8 @@ from typing import Any
 from django.conf import settings
 
 from capataz.database import Connection
+from capataz.lifecycle import task_results
+from capataz.lifecycle.task_results import Record
 from capataz.models import Outcome
 from capataz.policy import Retry
 from capataz.sql import statement
@@ -69,8 +71,12 @@ def still_held(connection: Connection, runs: Sequence[tuple[uuid.UUID, int]]) ->
     return {row[0] for row in connection.execute(statement("still_held"), columns)}
 
 
-def finish(connection: Connection, finishes: Sequence[Finish]) -> set[uuid.UUID]:
-    """End these runs; an id that does not come back was refused, or locked (see ``still_held``)."""
+def finish(connection: Connection, finishes: Sequence[Finish], *, recorded: bool = True) -> set[uuid.UUID]:
+    """End these runs; an id that does not come back was refused, or locked (see ``still_held``).
+
+    Call it in a transaction: the tasks that have ended for good are recorded for django-celery-results by
+    a second statement, unless ``recorded`` is false.
+    """
     columns: dict[str, Any] = {
         "alert": GIVEN_BACK_OFTEN,
         "ids": [each.id for each in finishes],
@@ -85,7 +91,12 @@ def finish(connection: Connection, finishes: Sequence[Finish]) -> set[uuid.UUID]
         "delays": [each.delay for each in finishes],
         "counted": [each.counted for each in finishes],
     }
-    return {row[0] for row in connection.execute(statement("finish"), columns)}
+    rows = connection.execute(statement("finish"), columns).fetchall()
+    if recorded:
+        tracebacks = {each.id: each.traceback for each in finishes}
+        final = [(task_id, worker_id) for task_id, worker_id, is_final in rows if is_final]
+        task_results.record(connection, [Record(*each, tracebacks[each[0]]) for each in final])
+    return {task_id for task_id, *_ in rows}
 
 
 def mark_running(connection: Connection, started: Sequence[tuple[uuid.UUID, int, float]]) -> set[int]:

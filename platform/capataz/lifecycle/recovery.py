@@ -15,8 +15,10 @@ from django.conf import settings
 
 from capataz import backoff
 from capataz.database import Connection, Session
-from capataz.lifecycle import presence, wakeup
+from capataz.lifecycle import presence, task_results, wakeup
+from capataz.lifecycle.task_results import Record
 from capataz.sql import statement
+from capataz.states import FINAL
 
 LOOK = 1.0  # seconds between two looks
 # After a gap of more than this between two looks, what was seen before counts no more: the database or
@@ -120,7 +122,11 @@ def recover(connection: Connection, worker_id: int) -> int:
         "base": backoff.LOSS_BASE,
         "cap": backoff.LOSS_CAP,
     }
-    rows = connection.execute(statement("recover"), parameters).fetchall()
+    with connection.transaction():
+        rows = connection.execute(statement("recover"), parameters).fetchall()
+        task_results.record(
+            connection, [Record(task_id, worker_id) for task_id, state in rows if state in FINAL]
+        )
     if rows:
         _log.warning("took %d tasks back from worker %d", len(rows), worker_id)
         wakeup.ring_on(connection)

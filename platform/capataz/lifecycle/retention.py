@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
-from capataz.lifecycle import rollups
+from capataz.lifecycle import rollups, task_results
 from capataz.models import Task, Worker
 from capataz.models.worker import ALIVE
 from capataz.states import State
@@ -66,6 +66,7 @@ def _prune_state(state: State, age: timedelta, batch: int, stop: Callable[[], bo
                 old.order_by("pk").select_for_update(skip_locked=True).values_list("pk", flat=True)[:batch]
             )
             Task.objects.filter(pk__in=ids).delete()
+            task_results.forget(ids)
         total += len(ids)
         if len(ids) < batch:
             break

@@ -6,7 +6,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from capataz.errors import IllegalMove
-from capataz.lifecycle import notes, wakeup
+from capataz.lifecycle import notes, task_results, wakeup
 from capataz.models import Task
 from capataz.states import State
 
@@ -38,6 +38,7 @@ def retry(task: Task, *, by: str = "") -> Task:
         if not moved:
             task.refresh_from_db()
             raise IllegalMove(f"task {task} cannot be retried: it is {task.state}")
+        task_results.forget([task.pk])
         notes.tell("task.retried", task=task, by=by)
         transaction.on_commit(wakeup.ring)
     task.refresh_from_db()

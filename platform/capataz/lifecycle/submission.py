@@ -25,6 +25,15 @@ from capataz.sql import statement
 
 MAX_DELAY = 10 * 366 * 24 * 3600.0
 MAX_FAULTS = 100
+# What Celery itself adds to every call, and what is about a message that is never sent: no difference to the
+# task. Every other option of Celery's that is not translated is refused: it would be dropped in silence.
+_NO_MATTER = frozenset(
+    {"add_to_parent", "connection", "group_index", "parent_id", "periodic_task_name", "producer", "publisher"}
+    | {"reply_to", "result_cls", "retry", "retry_policy", "root_id", "route_name", "router"}
+)
+_TRANSLATED = frozenset(
+    {"countdown", "eta", "expires", "priority", "queue", "soft_time_limit", "task_id", "time_limit"}
+)
 # Beyond the years 1 and 9999, which an offset can lead to, Python cannot read back what PostgreSQL keeps.
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
@@ -214,6 +223,8 @@ def from_celery(handler: Handler[Any], args: Any, kwargs: Any, options: Mapping[
     The payload is the keyword arguments, or one positional dict. ``eta``, ``countdown``, ``expires``,
     ``priority``, ``queue``, ``time_limit`` and ``soft_time_limit`` mean what they mean to Celery, but
     wait in PostgreSQL.
+
+    Raises InvalidSubmission for any other option that would make a difference.
     """
     [task_id] = submit_many([asked_by_celery(handler, args, kwargs, options)])
     return Task.objects.get(pk=task_id)
@@ -221,18 +232,29 @@ def from_celery(handler: Handler[Any], args: Any, kwargs: Any, options: Mapping[
 
 def asked_by_celery(handler: Handler[Any], args: Any, kwargs: Any, options: Mapping[str, Any]) -> Submission:
     """What a Celery call of this handler asks for. Raises InvalidSubmission for what it cannot mean."""
+    _refuse_untranslated(options)
     return Submission(
         type=handler.name,
         data=payload_of(args, kwargs),
-        run_at=options.get("eta"),
+        run_at=_moment("eta", options.get("eta")),
         delay=options.get("countdown"),
-        expires_at=_expiry(options.get("expires")),
+        expires_at=_moment("expires", _from_now(options.get("expires"))),
         priority=options.get("priority"),
         queue=options.get("queue"),
         key=options.get("task_id"),
         time_limit=options.get("time_limit"),
         soft_time_limit=options.get("soft_time_limit"),
     )
+
+
+def _refuse_untranslated(options: Mapping[str, Any]) -> None:
+    faults = [
+        Fault(name, "not_supported", "means nothing to a handler's task yet: leave it out")
+        for name, value in options.items()
+        if value and name not in _TRANSLATED | _NO_MATTER and (name, value) != ("serializer", "json")
+    ]
+    if faults:
+        raise InvalidSubmission(faults)
 
 
 def payload_of(args: Any, kwargs: Any) -> Any:
@@ -246,16 +268,26 @@ def payload_of(args: Any, kwargs: Any) -> Any:
     raise InvalidSubmission([Fault("data", "positional", detail)])
 
 
-def _expiry(expires: Any) -> datetime | None:
-    if expires is None or isinstance(expires, datetime):
-        return expires
+def _from_now(expires: Any) -> Any:
     try:
-        if isinstance(expires, str):
-            return datetime.fromisoformat(expires)
         return timezone.now() + timedelta(seconds=float(expires))
-    except (ValueError, TypeError, OverflowError):
-        detail = "must be seconds from now, or a time such as 2030-01-31T12:00:00Z"
-        raise InvalidSubmission([Fault("expires", "not_a_time", detail)]) from None
+    except (ValueError, TypeError):
+        return expires  # no number
+    except OverflowError:
+        detail = "is too many seconds from now"
+        raise InvalidSubmission([Fault("expires", "out_of_range", detail)]) from None
+
+
+def _moment(name: str, given: Any) -> datetime | None:
+    """A time as Celery takes it: text too, and without a time zone it is UTC's."""
+    try:
+        when = datetime.fromisoformat(given) if isinstance(given, str) else given
+    except ValueError:
+        when = False
+    if when is not None and not isinstance(when, datetime):
+        detail = "must be a time such as 2030-01-31T12:00:00Z; expires may be seconds from now"
+        raise InvalidSubmission([Fault(name, "not_a_time", detail)])
+    return when and when.replace(tzinfo=when.tzinfo or UTC)
 
 
 def _as_uuid(key: str | None) -> uuid.UUID | None:

@@ -14,7 +14,9 @@ WITH late AS (
       FROM late
      WHERE task.id = late.id
     RETURNING task.id, task.key, task.type
+), event AS (
+    INSERT INTO capataz_event (at, kind, task_id, subject, detail)
+    SELECT now(), 'task.expired', id, coalesce(key, id::text), jsonb_build_object('type', type)
+      FROM expired
 )
-INSERT INTO capataz_event (at, kind, task_id, subject, detail)
-SELECT now(), 'task.expired', id, coalesce(key, id::text), jsonb_build_object('type', type)
-  FROM expired;
+SELECT id FROM expired;

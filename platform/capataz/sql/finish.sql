@@ -45,7 +45,7 @@ WITH outcome AS (
       JOIN outcome ON outcome.id = held.id
      WHERE task.id = held.id
     RETURNING task.id, task.type, task.queue, task.key, task.attempts, task.max_attempts, task.given_back,
-              task.started_at, held.worker_id, held.state, held.due_at
+              task.started_at, task.finished_at IS NOT NULL AS is_final, held.worker_id, held.state, held.due_at
 ), attempt AS (
     INSERT INTO capataz_attempt (
         task_id, run, worker_id, outcome, started_at, finished_at, error, traceback
@@ -92,4 +92,4 @@ WITH outcome AS (
      WHERE moved.state <> 'succeeded'
        AND (outcome.started_ago IS NOT NULL OR moved.state <> 'queued' OR outcome.counted)
 )
-SELECT moved.id FROM moved;
+SELECT moved.id, moved.worker_id, moved.is_final FROM moved;

@@ -61,11 +61,21 @@ class Autoscaler(StockAutoscaler):
         self._last_look = now
         return True
 
+    def update(self, max: int | None = None, min: int | None = None) -> Any:
+        """Change the bounds; returns them as (max, min)."""
+        before = self.processes
+        bounds = super().update(max, min)
+        self._tell(before)
+        return bounds
+
     def _scale(self, by: int) -> None:
         before = self.processes
         if by > 0:
             self._grow(by)
         else:
             self._shrink(-by)
+        self._tell(before)
+
+    def _tell(self, before: int) -> None:
         if self.processes != before:
-            self.worker.station.heartbeat.note_scale(before, self.processes)
+            self.worker.station.heartbeat.note("worker.scaled", before=before, after=self.processes)

@@ -22,6 +22,15 @@ class HandlerTask(Task):
     ignore_result = True
     typing = False
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run inline for ``apply``. Raises TypeError for everybody else.
+
+        ``celery.map`` calls tasks like this, at the word of any message: it would run beside its row.
+        """
+        if self.request.called_directly:
+            raise TypeError(f"{self.name} is a handler: submit it, or call its function")
+        return self.run(*args, **kwargs)
+
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the handler inline, as ``task_always_eager`` asks."""
         task = RunningTask(id=uuid.uuid4(), type=self.name, attempt=1, starts=1)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import psycopg
@@ -49,7 +50,7 @@ class Heartbeat(threading.Thread):
         self.session = Session("heartbeat", on_connect=self._hold_lock)
         self._stopping = threading.Event()
         self._load = Load()
-        self._scales: deque[tuple[int, int]] = deque()
+        self._notes: deque[tuple[str, dict[str, Any]]] = deque()
         self.worker_id = 0
 
     def enroll(self) -> int:
@@ -86,9 +87,9 @@ class Heartbeat(threading.Thread):
             _log.warning("could not say that this worker stops: %s", error)
         self.session.close()
 
-    def note_scale(self, before: int, after: int) -> None:
-        """The pool has another size: an event, written with the next beat."""
-        self._scales.append((before, after))
+    def note(self, kind: str, **detail: Any) -> None:
+        """An event about this worker, written with the next beat."""
+        self._notes.append((kind, detail))
 
     def _hold_lock(self, connection: Connection) -> None:
         if self.worker_id:
@@ -106,11 +107,10 @@ class Heartbeat(threading.Thread):
             _log.error("worker %d was given up for dead: going on under a new identity", self.worker_id)
             self.worker_id = self._register(connection)
             self._on_new_identity(self.worker_id)
-        while self._scales:
-            before, after = self._scales[0]
-            detail = {"before": before, "after": after}
-            presence.tell(connection, self.worker_id, "worker.scaled", detail)
-            self._scales.popleft()
+        while self._notes:
+            kind, detail = self._notes[0]
+            presence.tell(connection, self.worker_id, kind, detail)
+            self._notes.popleft()
         if sign.quiet >= settings.DEAF:
             self._listen_again(connection, sign)
 

@@ -308,8 +308,12 @@ class Ledger(threading.Thread):
 
     def _give_back_unknown(self, grant: Grant) -> None:
         """A task whose type this worker does not know, whatever its message said: others may know it."""
-        back = Finish(grant.id, grant.run, State.QUEUED, Outcome.GIVEN_BACK)
-        execution.finish(self.session.connection(), [back])
+        self._give_back([Finish(grant.id, grant.run, State.QUEUED, Outcome.GIVEN_BACK)])
+
+    def _give_back(self, backs: list[Finish]) -> None:
+        connection = self.session.connection()
+        with connection.transaction():
+            execution.finish(connection, backs)
 
     # Finishes.
 
@@ -326,13 +330,14 @@ class Ledger(threading.Thread):
         return taken
 
     def _write_ended(
-        self, connection: Connection, ended: list[Ended]
+        self, connection: Connection, ended: list[Ended], *, recorded: bool = True
     ) -> tuple[set[uuid.UUID], set[uuid.UUID]]:
         """(finished, locked): the ids that have ended, and those to be tried again."""
         if not ended:
             return set(), set()
         now = time.monotonic()
-        finished = execution.finish(connection, [to_finish(each, now) for each in ended])
+        finishes = [to_finish(each, now) for each in ended]
+        finished = execution.finish(connection, finishes, recorded=recorded)
         missing = [(each.held.id, each.held.run) for each in ended if each.held.id not in finished]
         return finished, execution.still_held(connection, missing) if missing else set()
 
@@ -375,9 +380,22 @@ class Ledger(threading.Thread):
                 self._isolate(connection, ended[middle:])
                 return
             _log.warning("task %s: its result cannot be stored: %s", ended[0].held.id, error)
-            with connection.transaction():
-                finished, locked = self._write_ended(connection, [cannot_be_stored(ended[0])])
+            finished, locked = self._write_alone(connection, ended[0])
         self._after_finish(ended, finished, locked)
+
+    def _write_alone(self, connection: Connection, ended: Ended) -> tuple[set[uuid.UUID], set[uuid.UUID]]:
+        """An outcome that cannot be stored as it is, as much of it as can be."""
+        failed = cannot_be_stored(ended)
+        # A TaskResult that cannot be written costs only itself: the outcome stays what it is.
+        for outcome, recorded in ((ended, False), (failed, True)):
+            try:
+                with connection.transaction():
+                    return self._write_ended(connection, [outcome], recorded=recorded)
+            except _ROW_FAULTS as error:
+                if not _is_row_fault(error):
+                    raise
+        with connection.transaction():
+            return self._write_ended(connection, [failed], recorded=False)
 
     # What runs.
 
@@ -416,7 +434,7 @@ class Ledger(threading.Thread):
         orphans = [(task_id, run) for task_id, run, _ in rows if run not in self.held]
         if orphans:
             backs = [Finish(task_id, run, State.QUEUED, Outcome.GIVEN_BACK) for task_id, run in orphans]
-            execution.finish(self.session.connection(), backs)
+            self._give_back(backs)
             _log.warning("gave back %d tasks that the rows said were held here", len(backs))
         for run in {run for _, run, cancelled in rows if cancelled} & self.held.keys():
             self._callbacks.stop_run(self.held[run], Ending.CANCELLED, "cancelled while it ran")
@@ -431,7 +449,7 @@ class Ledger(threading.Thread):
                 Finish(task_id, run, State.QUEUED, Outcome.GIVEN_BACK, counted=True)
                 for task_id, run, _ in rows
             ]
-            execution.finish(self.session.connection(), backs)
+            self._give_back(backs)
 
 
 def to_finish(ended: Ended, now: float) -> Finish:

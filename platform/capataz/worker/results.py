@@ -6,9 +6,11 @@ import uuid
 from typing import Any
 
 from celery import states as celery_states
+from celery.exceptions import TaskRevokedError
 from django_celery_results.backends.database import DatabaseBackend
 
-from capataz.models import Task
+from capataz import handlers
+from capataz.models import Attempt, Task
 from capataz.states import State
 
 _CELERY_STATE = {
@@ -36,6 +38,14 @@ class ResultBackend(DatabaseBackend):
         task = _own_task(task_id)
         return super()._get_task_meta_for(task_id) if task is None else _meta(task)
 
+    def cleanup(self) -> None:
+        """Delete the results of plain tasks that are past their time; a handler's goes with its task."""
+        if self.expires:
+            names = [handler.name for handler in handlers.registered()]
+            expired = self.TaskModel.objects.get_all_expired(self.expires)
+            expired.exclude(task_name__in=names).delete()
+            self.GroupModel.objects.delete_expired(self.expires)
+
 
 def _own_task(task_id: str) -> Task | None:
     try:
@@ -48,12 +58,13 @@ def _meta(task: Task) -> dict[str, Any]:
     state = _CELERY_STATE[State(task.state)]
     result: Any = task.result
     if state in celery_states.EXCEPTION_STATES:
-        result = TaskFailed(task.error or f"the task is {task.state}")
+        kind = TaskRevokedError if state == celery_states.REVOKED else TaskFailed
+        result = kind(task.error or task.state)
     return {
         "task_id": str(task.id),
         "status": state,
         "result": result,
-        "traceback": None,
+        "traceback": _traceback(task) if state == celery_states.FAILURE else None,
         "children": [],
         "date_done": task.finished_at,
         "name": task.type,
@@ -61,3 +72,8 @@ def _meta(task: Task) -> dict[str, Any]:
         "retries": max(0, task.attempts - 1),
         "queue": task.queue,
     }
+
+
+def _traceback(task: Task) -> str | None:
+    attempts = Attempt.objects.filter(task_id=task.pk).order_by("-finished_at")
+    return attempts.values_list("traceback", flat=True).first()

@@ -138,6 +138,16 @@ class Station:
             if job is None or not job.accepted():
                 self.watch.take_back(bundle)
 
+    @property
+    def most_children(self) -> int:
+        """Children that can have work at once: the pipes were made before the first of them."""
+        return len(self._channel.tokens)
+
+    def resized(self, before: int, after: int) -> None:
+        """Somebody has given a pool of fixed size another one."""
+        self._max_concurrency = after
+        self.heartbeat.note("worker.scaled", before=before, after=after)
+
     # Into the event loop.
 
     def soon(self, call: Callable[[], None]) -> None:
