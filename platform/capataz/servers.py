@@ -36,6 +36,12 @@ TCP = {
 }
 
 
+# The names that say the same as the two URLs, piece by piece.
+PARTS = (
+    *("DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD"),
+    *("REDIS_HOST", "REDIS_PORT", "REDIS_PASSWORD"),
+)
+
 _A_PORT = "must be a number from 1 to 65535"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from capataz import servers
 from capataz.home import REPOSITORY
 from capataz.services.child import ProcessSpec
 from capataz.services.keepsakes import Keepsakes
@@ -124,6 +125,8 @@ class Lineup:
         ]
         return {
             **inherited,
+            # Without a host they mean nothing, and beside the URLs of our own servers a contradiction.
+            **dict.fromkeys(servers.PARTS, ""),
             "HOME": os.environ.get("HOME") or str(self.home),
             "PYTHONPATH": os.pathsep.join(root for root in roots if root),
             "PYTHONUNBUFFERED": "1",

@@ -20,6 +20,7 @@ from capataz import home
 from capataz.home import REPOSITORY, Run
 from capataz.management.demo.errors import DemoFailed
 from capataz.management.demo.interruption import Interruption
+from capataz.servers import PARTS
 from capataz.services.child import Child, ProcessSpec
 from capataz.services.keepsakes import free_port
 from capataz.services.smtp_sink import SmtpSink
@@ -34,11 +35,7 @@ WORKERS = 2
 CONCURRENCY = "2,4"
 
 # Whatever the environment or a .env file names, the demo has servers of its own.
-UNNAMED = (
-    "DATABASE_URL", "DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD",
-    "REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_PASSWORD",
-    "EMAIL_USER", "EMAIL_PASSWORD",
-)  # fmt: skip
+UNNAMED = ("DATABASE_URL", "REDIS_URL", *PARTS, "EMAIL_USER", "EMAIL_PASSWORD")
 
 FOLDERS = {
     "UPLOAD_ROOT": "uploads",
