@@ -16,7 +16,7 @@ from django_celery_results.models import TaskResult
 from capataz.errors import InvalidSubmission
 from capataz.lifecycle.submission import submit
 from capataz.models import Task
-from tests.processes import ROOT, database_environment
+from tests.processes import PATIENCE, ROOT, database_environment
 from tests.workload import notes, plain_add, plain_record
 
 
@@ -32,7 +32,7 @@ def celery(*arguments, check=True):
         env={**os.environ, **database_environment()},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         stdin=subprocess.DEVNULL,
     )
     if check:
@@ -68,11 +68,11 @@ def test_async_result_answers_for_handlers_too(running, eventually):
     handler = current_app.tasks["demo.echo"]
     result = handler.delay(message="hola")
     eventually(lambda: result.state == "SUCCESS")
-    assert AsyncResult(result.id).get(timeout=5) == Task.objects.get(pk=result.id).result
+    assert AsyncResult(result.id).get(timeout=PATIENCE) == Task.objects.get(pk=result.id).result
     failing = current_app.tasks["testing.misbehave"].delay(how="discard")
     eventually(lambda: failing.state == "FAILURE")
     with pytest.raises(Exception, match="not worth it"):
-        failing.get(timeout=5)
+        failing.get(timeout=PATIENCE)
     waiting = handler.apply_async(kwargs={"message": "later"}, countdown=3600)
     assert waiting.state == "PENDING"
     assert Task.objects.get(pk=waiting.id).state == "scheduled"
@@ -180,7 +180,7 @@ def test_a_purge_is_healed(platform, records, eventually):
 
 def test_handlers_refuse_a_pool_that_cannot_run_them(platform):
     process = platform.start_worker("1,1", options=("-P", "solo"), wait=False)
-    assert process.popen.wait(timeout=60) != 0
+    assert process.popen.wait(timeout=PATIENCE) != 0
     assert "handlers run on the prefork pool" in process.log.read_text()
 
 
@@ -200,7 +200,7 @@ def test_nothing_of_a_payload_is_ever_in_redis(running, eventually, broker):
     caught = []
     with spy:
         task = submit("demo.echo", {"message": canary})
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not any(str(task.pk) in command for command in caught):
             assert time.monotonic() < deadline
             caught.append(str(spy.next_command()))
