@@ -12,14 +12,24 @@ from django.core.management import call_command
 from django.db import connections
 
 from tests import embedded_servers
-from tests.processes import Processes
+from tests.processes import PATIENCE, Processes
 from tests.records import Records
 
-# The time that an example takes says nothing on a machine that others use too.
-hypothesis.settings.register_profile("patient", deadline=None)
+# A slow machine is no fault of what is tested.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("patient")
 
-PATIENCE = 60.0  # seconds: generous, because a shared machine may stand still for a while
+# The folders whose tests take longest. They begin first, so that at the end no process of the run waits for
+# one that has only just begun such a test.
+FIRST = ["journeys", "failures", "services", "worker"]
+
+
+@pytest.hookimpl(trylast=True)  # pytest-django sorts too
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.parent.name, len(FIRST)))
 
 
 @pytest.fixture
@@ -29,13 +39,15 @@ def eventually() -> Callable[..., Any]:
     def wait(condition: Callable[[], Any], *, within: float = PATIENCE, every: float = 0.02) -> Any:
         deadline = time.monotonic() + within
         while True:
+            began = time.monotonic()
             value = condition()
             if value:
                 return value
             if time.monotonic() > deadline:
                 name = getattr(condition, "__name__", condition)
                 raise AssertionError(f"{name} did not come true within {within:g} s; last: {value!r}")
-            time.sleep(every)
+            # Looking is work too, and must not hold up what it waits for.
+            time.sleep(max(every, min(1.0, 4 * (time.monotonic() - began))))
 
     return wait
 

@@ -16,8 +16,11 @@ from django.db import connection
 from psycopg.conninfo import make_conninfo
 
 from capataz.models import Worker
+from capataz.services.launcher import wrapped
 
 ROOT = Path(__file__).resolve().parent.parent
+# Seconds that a test waits for what has to happen: a shared machine may stand still for a while.
+PATIENCE = 240
 _names = itertools.count(1)
 
 
@@ -102,7 +105,7 @@ class Processes:
         return process
 
     def wait_until_ready(self, process: Process) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not Worker.objects.filter(pid=process.pid, state="running", phase="running").exists():
             if not process.is_alive() or time.monotonic() > deadline:
                 raise AssertionError(
@@ -114,7 +117,7 @@ class Processes:
         log = self.folder / f"{name}-{len(self.started)}.log"
         with log.open("wb") as output:
             popen = subprocess.Popen(
-                command,
+                wrapped(command, signal.SIGKILL, None),  # it ends with the run, however that ends
                 cwd=ROOT,
                 env={**os.environ, **database_environment(), **environment},
                 stdin=subprocess.DEVNULL,
@@ -128,6 +131,8 @@ class Processes:
 
     def stop_all(self) -> None:
         """End everything that was started, together with its children."""
+        if "COVERAGE_PROCESS_CONFIG" in os.environ:
+            self._let_all_report()
         for process in self.started:
             family = process.children()
             for number in (signal.SIGCONT, signal.SIGKILL):
@@ -136,6 +141,15 @@ class Processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
             process.popen.wait(timeout=30)
+
+    def _let_all_report(self) -> None:
+        # A process that is killed cannot say which lines it has run. One that has no time to stop is killed.
+        for process in self.started:
+            process.signal(signal.SIGCONT)
+            process.signal(signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while any(process.is_alive() for process in self.started) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def print_logs(self) -> None:
         for process in self.started:
@@ -159,7 +173,7 @@ def celery(*arguments: str, check: bool = True, **environment: str) -> subproces
         env={**os.environ, **database_environment(), **environment},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=PATIENCE,
         stdin=subprocess.DEVNULL,
     )
     if check:

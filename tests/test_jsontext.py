@@ -50,7 +50,7 @@ def round_trip(text: str) -> Any:
 
 
 @pytest.mark.django_db
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(documents)
 def test_any_json_document_is_kept_as_it_is(value: Any) -> None:
     assert round_trip(jsontext.dumps(value, limit=LIMIT)) == value

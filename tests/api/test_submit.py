@@ -226,7 +226,11 @@ submissions = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(body=submissions | documents, bulk=st.booleans())
 def test_no_json_makes_the_server_fail(producer: Caller, viewer: Caller, body: Any, bulk: bool) -> None:
     sent = {"tasks": [body]} if bulk else body

@@ -50,7 +50,7 @@ def test_a_task_is_found_by_both_its_ids(viewer: Caller) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["nothing", str(uuid.uuid4()), "%00", "%ff", "x" * 300, "a/b/c", "%0a", ".."]
+    "name", ["nothing", str(uuid.UUID(int=7)), "%00", "%ff", "x" * 300, "a/b/c", "%0a", ".."]
 )
 def test_an_unknown_id_is_not_found(viewer: Caller, operator: Caller, problem: Problem, name: str) -> None:
     problem(viewer.get(f"/tasks/{name}"), 404)

@@ -20,7 +20,7 @@ def test_a_restart_loses_no_outcome_and_kills_no_worker(platform, records, event
             lambda share=share: Task.objects.filter(pk__in=records.ids, state="succeeded").count() > share
         )
         restart_postgres()
-    eventually(records.all_succeeded, within=120)
+    eventually(records.all_succeeded)
     records.check()
     assert Worker.objects.alive().filter(pid__in=[worker.pid for worker in workers]).count() == 2
     assert Worker.objects.filter(state="lost").count() == 0

@@ -172,11 +172,8 @@ def test_forged_messages_change_nothing_and_stop_nobody(platform, records, event
     pipeline.execute()
 
     records.submit(20)
-    eventually(records.all_succeeded, within=180)
-    eventually(
-        lambda: not any(broker.llen(pointer.queue_key("default", step)) for step in range(0, 11, 2)),
-        within=180,
-    )
+    eventually(records.all_succeeded)
+    eventually(lambda: not any(broker.llen(pointer.queue_key("default", step)) for step in range(0, 11, 2)))
     assert state(waiting) == "scheduled"
     assert Task.objects.get(pk=finished.pk).finished_at == finished_at
     assert Task.objects.count() == 22

@@ -10,7 +10,7 @@ from django.conf import settings
 from capataz.errors import InvalidSubmission
 from capataz.lifecycle.submission import submit
 from capataz.models import Task
-from tests.processes import celery
+from tests.processes import PATIENCE, celery
 from tests.workload import notes, plain_add, plain_record
 
 
@@ -75,7 +75,7 @@ def test_a_purge_is_healed(platform, records, eventually):
 
 def test_handlers_refuse_a_pool_that_cannot_run_them(platform):
     process = platform.start_worker("1,1", options=("-P", "solo"), wait=False)
-    assert process.popen.wait(timeout=60) != 0
+    assert process.popen.wait(timeout=PATIENCE) != 0
     assert "handlers run on the prefork pool" in process.log.read_text()
 
 
@@ -95,7 +95,7 @@ def test_nothing_of_a_payload_is_ever_in_redis(running, eventually, broker):
     caught = []
     with spy:
         task = submit("demo.echo", {"message": canary})
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not any(str(task.pk) in command for command in caught):
             assert time.monotonic() < deadline
             caught.append(str(spy.next_command()))

@@ -22,6 +22,7 @@ from capataz.management.demo.outputs import Lines, Picture
 from capataz.management.demo.repertoire import Act
 from capataz.management.demo.verdict import faults_of_tasks
 from capataz.management.demo.workload import Job, make_workload
+from capataz.services.launcher import wrapped
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 420  # seconds
@@ -45,7 +46,7 @@ def start_demo(temporary: Path, *options: str) -> subprocess.Popen[str]:
     unnamed = ("DATABASE_URL", "REDIS_URL", "CAPATAZ_HOME", "PYTHONPATH")
     environment = {name: value for name, value in os.environ.items() if name not in unnamed}
     return subprocess.Popen(
-        [sys.executable, "-u", "manage.py", "demo", *options],
+        wrapped([sys.executable, "-u", "manage.py", "demo", *options], signal.SIGTERM, None),
         cwd=ROOT,
         env={**environment, "TMPDIR": str(temporary)},
         stdin=subprocess.DEVNULL,

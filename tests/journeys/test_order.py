@@ -54,7 +54,7 @@ def test_the_pool_grows_with_the_work_and_shrinks_under_a_trickle(platform, even
             submit("demo.sleep", {"seconds": 0.1})
         return len(living(worker)) == 2
 
-    eventually(shrunk, within=180)
+    eventually(shrunk)
     eventually(lambda: not Task.objects.exclude(state="succeeded").exists())
     assert Task.objects.filter(losses__gt=0).count() == 0
     changes = Event.objects.filter(kind="worker.scaled").order_by("id").values_list("detail", flat=True)

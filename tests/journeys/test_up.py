@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,10 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+
+from capataz.services.keepsakes import free_port
+from capataz.services.launcher import wrapped
+from tests.processes import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TASKS = 2000
@@ -29,11 +32,6 @@ def environment(home):
     return {**kept, "CAPATAZ_HOME": str(home), "CAPATAZ_DEMO": "1", "PYTHONPATH": path}
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
 class Platform:
     """``manage.py up`` in a data directory of its own."""
 
@@ -46,7 +44,7 @@ class Platform:
         command = [sys.executable, "manage.py", "up", "--data-dir", str(self.home), "--port", str(self.port)]
         with self.log.open("ab") as output:
             self.popen = subprocess.Popen(
-                [*command, *options],
+                wrapped([*command, *options], signal.SIGTERM, None),
                 cwd=ROOT,
                 env=environment(self.home),
                 stdin=subprocess.DEVNULL,
@@ -81,7 +79,7 @@ class Platform:
             capture_output=True,
             text=True,
             check=True,
-            timeout=120,
+            timeout=PATIENCE,
         )
         return done.stdout.strip()
 
@@ -107,7 +105,7 @@ def home():
 def platform_up(home, eventually):
     up = Platform(home).start("--workers", "2", "--concurrency", "2,3")
     try:
-        eventually(up.is_ready, within=180)
+        eventually(up.is_ready)
         yield up
     finally:
         if up.popen.poll() is None:
@@ -146,7 +144,7 @@ def test_the_platform_survives_kills_and_stops_without_a_trace(platform_up, even
         except httpx.HTTPError:
             return ["the web process is being restarted"]
 
-    eventually(lambda: not waiting(), within=240, every=0.3)
+    eventually(lambda: not waiting(), every=0.3)
     lines = (up.home / "records" / "up.log").read_text().split("\n")
     assert {line.split()[1] for line in lines if line.startswith("end")} == set(ids)
     detail = client.get(f"/api/v1/tasks/{ids[0]}").json()
@@ -180,7 +178,7 @@ def test_other_commands_and_flower_reach_the_running_platform(platform_up, event
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     task_id = called.stdout.strip().splitlines()[-1]
     eventually(lambda: client.get(f"/api/v1/tasks/{task_id}").json().get("status") == "completed")
@@ -229,7 +227,7 @@ def test_data_survives_a_restart_and_a_second_start_is_refused(platform_up, even
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert second.returncode != 0
     assert str(up.popen.pid) in second.stdout + second.stderr
@@ -239,7 +237,7 @@ def test_data_survives_a_restart_and_a_second_start_is_refused(platform_up, even
     stopped = time.monotonic()
     again = Platform(up.home).start("--no-flower")
     try:
-        eventually(again.is_ready, within=180)
+        eventually(again.is_ready)
         found = httpx.get(f"{again.url}/api/v1/tasks/{task_id}", headers=headers, timeout=60).json()
         assert (found["state"], found["data"]) == ("scheduled", {"message": "keep me"})
         assert time.monotonic() > stopped

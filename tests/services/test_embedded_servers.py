@@ -24,8 +24,8 @@ from capataz.services.keepsakes import PORTS, Keepsakes, is_free
 from capataz.services.postgres import Postgres
 from capataz.services.server import Server
 from capataz.services.waiting import eventually
+from tests.processes import PATIENCE
 
-PATIENCE = 60  # seconds
 # Starts both servers, says which they are, and waits to be killed.
 OWNER = """
 import sys, time

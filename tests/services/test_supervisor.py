@@ -18,10 +18,11 @@ import pytest
 
 from capataz import home
 from capataz.services.child import ProcessSpec
+from capataz.services.launcher import wrapped
 from capataz.services.supervisor import LONGEST_WAIT, Place
 from capataz.services.waiting import eventually
+from tests.processes import PATIENCE
 
-PATIENCE = 60  # seconds
 SUPERVISED = Path(__file__).with_name("supervised.py")
 
 SLEEPS = "import time; time.sleep(600)"
@@ -81,6 +82,8 @@ class Supervised:
         command = [sys.executable, str(SUPERVISED), str(place), json.dumps(processes)]
         if close:
             command = ["sh", "-c", f'exec "$@" {close}', "sh", *command]
+        # Not with SIGHUP ignored, which it would keep to, because somebody started the tests with nohup.
+        command = wrapped(command, signal.SIGKILL, None)
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     @property

@@ -246,11 +246,11 @@ def test_recipients_refused_while_others_are_accepted_are_in_the_result(sink: Fu
 
 
 def test_a_server_that_is_away_is_tried_again(sink: SmtpSink, settings: Settings) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        settings.EMAIL_PORT = free.getsockname()[1]
-    with pytest.raises(ConnectionRefusedError):
-        send()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and kept, so that nobody else listens there meanwhile
+        settings.EMAIL_PORT = silent.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError):
+            send()
 
 
 def test_only_allowed_domains_are_written_to(sink: SmtpSink, settings: Settings) -> None:

@@ -252,7 +252,9 @@ def test_a_file_with_thousands_of_columns_is_no_table(data: Path) -> None:
 
 @given(st.binary(max_size=300))
 @hypothesis_settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 def test_no_bytes_make_a_parser_fail_otherwise_than_by_discarding(data: Path, content: bytes) -> None:
     for file_format in ("csv", "json", "jsonl", "markdown"):
