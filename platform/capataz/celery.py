@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 import django
 from celery import Celery
 from django.apps import apps
+from django.conf import settings
 from django.db import OperationalError
 from kombu import Queue
 
@@ -17,6 +18,34 @@ from capataz import handlers
 from capataz.errors import CapatazError
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "capataz.settings")
+
+
+PREFIX = "CELERY_"
+# Celery's code for Django looks for this one under its full name.
+DB_REUSE_MAX = "CELERY_DB_REUSE_MAX"
+
+
+class CelerySettings(Mapping[str, Any]):
+    """The settings whose names begin with CELERY_, under Celery's own names, and no others.
+
+    ``celery report`` and ``inspect conf`` show all that Celery has been given, and star out what they know
+    for a secret by its exact name. REDIS_URL they would show, and CELERY_BROKER_URL, but not ``broker_url``.
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        full = name if name == DB_REUSE_MAX else PREFIX + name.upper()
+        if (not name.islower() and name != DB_REUSE_MAX) or not hasattr(settings, full):
+            raise KeyError(name)
+        return getattr(settings, full)
+
+    def __iter__(self) -> Iterator[str]:
+        yield DB_REUSE_MAX
+        for name in dir(settings):
+            if name.startswith(PREFIX) and name != DB_REUSE_MAX:
+                yield name.removeprefix(PREFIX).lower()
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class App(Celery):
@@ -51,7 +80,7 @@ def _typed_by_hand(command: str) -> bool:
 
 
 app = App("capataz", task_cls="capataz.worker.plain:PlainTask")
-app.config_from_object("django.conf:settings", namespace="CELERY")
+app.config_from_object(CelerySettings())
 app.autodiscover_tasks()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from environs import Env, EnvError
 from psycopg import ProgrammingError
@@ -63,8 +63,12 @@ def database_url(env: Env) -> str | None:
     if url:
         try:
             parts = conninfo_to_dict(url)
-        except ProgrammingError as error:
-            raise EnvError(f"DATABASE_URL is not a PostgreSQL URL or DSN: {error}") from None
+        except ProgrammingError:
+            raise _unreadable("DATABASE_URL is not a PostgreSQL URL or DSN") from None
+        if not all(_is_port(port) for port in str(parts.get("port") or "").split(",") if port):
+            raise _unreadable(f"the port in DATABASE_URL {_A_PORT}")
+        if "://" in url and "@" in str(parts.get("dbname") or ""):
+            raise _unreadable("DATABASE_URL has an @ after its /")
         _refuse_conflict("DATABASE_URL", "DB_", parts, given)
         return str(url)
     if "host" in given:
@@ -83,13 +87,22 @@ def redis_url(env: Env) -> str | None:
     password = env.str("REDIS_PASSWORD", None)
     url = env.str("REDIS_URL", None)
     if url:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            raise _unreadable("REDIS_URL is not a URL") from None
         if parts.scheme not in ("redis", "rediss"):
             raise EnvError("REDIS_URL must start with redis:// or rediss://")
         try:
             found = {"host": parts.hostname, "port": str(parts.port or 6379)}
         except ValueError:
-            raise EnvError(f"the port in REDIS_URL {_A_PORT}") from None
+            raise _unreadable(f"the port in REDIS_URL {_A_PORT}") from None
+        if "@" in parts.path + parts.query + parts.fragment:
+            raise _unreadable("REDIS_URL has an @ after its /")
+        if "password" in parse_qs(parts.query):
+            raise EnvError(
+                "REDIS_URL must have its password before the @: what follows it is printed in logs"
+            )
         given = {"host": host, "port": port}
         _refuse_conflict("REDIS_URL", "REDIS_", found, {k: v for k, v in given.items() if v})
         return str(url)
@@ -121,8 +134,17 @@ def session_options(settings: dict[str, float]) -> str:
 
 
 def _check_port(name: str, value: str | None) -> None:
-    if value and not (value.isdecimal() and 1 <= int(value) <= 65535):
+    if value and not _is_port(value):
         raise EnvError(f"{name} {_A_PORT}")
+
+
+def _is_port(value: str) -> bool:
+    return value.isdecimal() and 1 <= int(value) <= 65535
+
+
+def _unreadable(what: str) -> EnvError:
+    """Not the parser's own message: that quotes what it stumbled on, which may be half of a password."""
+    return EnvError(f"{what}: write the characters : / ? # @ % of a password as %3A %2F %3F %23 %40 %25")
 
 
 def _refuse_conflict(url_name: str, prefix: str, found: dict[str, Any], given: dict[str, str]) -> None:

@@ -191,7 +191,7 @@ def test_inspect_sees_single_tasks_and_status_sees_workers(eventually, tmp_path)
         ("ping", "pong"),
         ("registered", "demo.echo"),
         ("active_queues", "email"),
-        ("conf", "BROKER_URL"),
+        ("conf", "broker_url"),
         ("report", "kombu"),
         ("reserved", "empty"),
         ("scheduled", "empty"),
@@ -206,9 +206,11 @@ def test_list_bindings_names_the_queues():
     assert "email" in celery("list", "bindings").stdout
 
 
-def test_report_tells_versions_and_settings():
+def test_report_tells_versions_and_celerys_settings():
     said = celery("report").stdout
     assert "capataz.worker.transport:Transport" in said
+    assert "broker_url: 'redis://:********@" in said
+    assert "DATABASES" not in said
 
 
 # control
