@@ -83,13 +83,25 @@ def test_every_fault_is_named(producer: Caller, problem: Problem) -> None:
     assert pointers == {"/data/seconds", "/data/other", "/priority", "/maxAttempts", "/queue"}
 
 
+def test_a_fault_of_form_hides_no_other(producer: Caller, problem: Problem) -> None:
+    wrong = {"type": "demo.sleep", "data": {"seconds": -1}, "delay": "x", "priority": 99, "maxAttempts": 0}
+    wrong |= {"queue": "no", "foo": 1, "timeout": 0}
+    names = {"/data/seconds", "/delay", "/priority", "/maxAttempts", "/queue", "/foo", "/timeout"}
+    document = problem(producer.post("/tasks", wrong), 422)
+    assert {error["pointer"] for error in document["errors"]} == names
+    document = problem(producer.post("/tasks/bulk", {"tasks": [{"type": "demo.echo"}, wrong]}), 422)
+    assert {error["pointer"] for error in document["errors"]} == {f"/tasks/1{name}" for name in names}
+    document = problem(producer.post("/tasks", {"priority": 99, "maxAttempts": 0}), 422)
+    assert {error["pointer"] for error in document["errors"]} == {"/type", "/priority", "/maxAttempts"}
+
+
 @pytest.mark.parametrize(
     ("change", "pointer"),
     [
         ({"type": "no.such"}, "/type"),
         ({"type": 7}, "/type"),
         ({"type": "x" * 65}, "/type"),
-        ({"priority": True}, "/priority/int"),
+        ({"priority": True}, "/priority"),
         ({"priority": "urgent!"}, "/priority"),
         ({"runAt": "2030-01-01T00:00:00"}, "/runAt"),
         ({"runAt": 1893456000}, "/runAt"),
@@ -97,8 +109,8 @@ def test_every_fault_is_named(producer: Caller, problem: Problem) -> None:
         ({"runAt": "0001-01-01T00:00:00+23:59"}, "/runAt"),
         ({"delay": -1}, "/delay"),
         ({"delay": 1e300}, "/delay"),
-        ({"timeout": 0}, "/timeLimit"),
-        ({"timeout": 1e12}, "/timeLimit"),
+        ({"timeout": 0}, "/timeout"),
+        ({"timeout": 1e12}, "/timeout"),
         ({"id": ""}, "/id"),
         ({"id": "x" * 256}, "/id"),
         ({"id": "a\nb"}, "/id"),

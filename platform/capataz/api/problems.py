@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -179,7 +180,13 @@ def _method_not_allowed(allowed: str) -> Problem:
 
 
 def _invalid_submission(error: InvalidSubmission) -> Problem:
-    return Problem(422, "invalid_submission", "What was submitted cannot be accepted.", faults=error.faults)
+    faults = [Fault(_named_here(fault.pointer), fault.code, fault.detail) for fault in error.faults]
+    return Problem(422, "invalid_submission", "What was submitted cannot be accepted.", faults=faults)
+
+
+def _named_here(pointer: str) -> str:
+    """The place of a fault by the API's own names: a time limit is a ``timeout`` here."""
+    return re.sub(r"(^|/)timeLimit$", r"\1timeout", pointer)
 
 
 def _invalid_request(error: ValidationError) -> Problem:
@@ -194,7 +201,8 @@ def _invalid_request(error: ValidationError) -> Problem:
 def _pointer(location: Sequence[Any]) -> str:
     """The place in the document: without "body" and the name of the view's parameter."""
     source, *rest = location
-    return "/".join(str(part) for part in (rest[1:] if source == "body" else [source, *rest]))
+    path = rest[1:] if source == "body" else [source, *rest]
+    return _named_here("/".join(str(part) for part in path))
 
 
 def _http_error(error: HttpError) -> Problem:

@@ -14,15 +14,20 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     StrictFloat,
     StrictInt,
     StrictStr,
+    ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from capataz import priority as priorities
 from capataz.handlers import QUEUE_NAME, TYPE_NAME
+from capataz.lifecycle import submission
 from capataz.lifecycle.submission import Submission
 
 MOST_TASKS = 50_000
@@ -45,8 +50,31 @@ def _addressable(name: str) -> str:
     return name
 
 
+def _priority(value: Any) -> Any:
+    if value is not None:
+        try:
+            priorities.parse(value)
+        except ValueError as error:
+            raise PydanticCustomError("out_of_range", str(error)) from None
+    return value
+
+
 Time = Annotated[AwareDatetime, BeforeValidator(_text)]
-Number = StrictInt | StrictFloat
+Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
+# One validator and not a union, which would name the same fault once for each of its members.
+Priority = Annotated[
+    Any,
+    AfterValidator(_priority),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": priorities.LOWEST, "maximum": priorities.HIGHEST},
+                {"type": "string", "enum": list(priorities.NAMES)},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
 Reason = Annotated[StrictStr, Field(max_length=200)]
 
 
@@ -56,6 +84,18 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", alias_generator=AliasGenerator(alias=to_camel))
 
 
+def _invalid(title: str, told: list[tuple[tuple[int | str, ...], str, str]]) -> ValidationError:
+    lines = [
+        InitErrorDetails(
+            type=PydanticCustomError(code, detail),
+            loc=location,
+            input=None,
+        )
+        for location, code, detail in told
+    ]
+    return ValidationError.from_exception_data(title, lines)
+
+
 class TaskIn(Request):
     """A task to submit. What is left out follows the handler's own policy."""
 
@@ -63,7 +103,7 @@ class TaskIn(Request):
     data: Annotated[Any, Field(description="What the type's schema asks for.")] = None
     payload: Annotated[Any, Field(description="Another name for data.")] = None
     priority: Annotated[
-        StrictInt | Annotated[StrictStr, Field(max_length=16)] | None,
+        Priority,
         Field(description="0 to 10, larger runs sooner; or high, medium, low, alta, media, baja."),
     ] = None
     id: Annotated[
@@ -81,6 +121,32 @@ class TaskIn(Request):
         ),
     ] = None
     timeout: Annotated[Number | None, Field(description="Time limit of one attempt, in milliseconds.")] = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _names_every_fault(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """A fault of form must not hide those of meaning: what has its form is looked at all the same."""
+        try:
+            return validate(value)
+        except ValidationError as error:
+            faults = error.errors(include_url=False)
+            faulty = {fault["loc"][0] for fault in faults if fault["loc"]}
+            if not isinstance(value, dict) or not faulty:
+                raise
+            rest = {"type": "", **{name: given for name, given in value.items() if name not in faulty}}
+            try:
+                sound = validate(rest)
+            except ValidationError:
+                raise error from None
+            if "type" not in rest or not rest["type"]:
+                faulty |= {"type", "data"}  # nobody knows what the data would have to be
+            told = [(tuple(fault["loc"]), fault["type"], fault["msg"]) for fault in faults]
+            told += [
+                (tuple(fault.pointer.split("/")), fault.code, fault.detail)
+                for fault in submission.faults(sound.submission(""))
+                if fault.pointer.split("/")[0] not in faulty
+            ]
+            raise _invalid(cls.__name__, told) from None
 
     @model_validator(mode="after")
     def _says_nothing_twice(self) -> Self:

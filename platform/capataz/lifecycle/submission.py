@@ -124,11 +124,19 @@ def _checked(submissions: list[Submission]) -> list[_Row]:
     return rows
 
 
-def _row(given: Submission) -> _Row:
-    known = handlers.find(given.type)
-    faults = list(_option_faults(given))
-    payload = ""
+def faults(given: Submission) -> list[Fault]:
+    """Everything that is wrong with this submission, by itself."""
     try:
+        _row(given)
+    except InvalidSubmission as error:
+        return error.faults
+    return []
+
+
+def _row(given: Submission) -> _Row:
+    faults = list(_option_faults(given))
+    try:
+        known = handlers.find(given.type)
         payload = known.parse({} if given.data is None else given.data)
         if len(payload.encode()) > settings.MAX_PAYLOAD:
             faults.append(Fault("data", "too_large", f"must be at most {settings.MAX_PAYLOAD} bytes of JSON"))

@@ -58,7 +58,7 @@ def rate_limit(state: Any, task_name: str, rate_limit: Any, **kwargs: Any) -> An
 def time_limit(state: Any, task_name: str = "", hard: Any = None, soft: Any = None, **kwargs: Any) -> Any:
     """Change the limits of plain tasks in this worker, as ever; refused for handlers."""
     if handlers.is_registered(task_name):
-        return nok(f"{task_name} is a handler: give timeLimit with the task, or change its declaration")
+        return nok(f"{task_name} is a handler: submit with a timeout, or change its declaration")
     return _stock_time_limit(state, task_name, hard=hard, soft=soft, **kwargs)
 
 
