@@ -75,32 +75,32 @@ def test_a_task_result_that_cannot_be_stored_costs_only_itself(platform, poison_
     assert TaskResult.objects.filter(status="SUCCESS").count() == 50
 
 
-@pytest.mark.parametrize(
-    ("how", "state", "says"),
-    [
-        ("exit", "dead", "SystemExit"),
-        ("keyboard", "dead", "KeyboardInterrupt"),
-        ("unprintable", "dead", "Unprintable"),
-        ("discard", "dead", "not worth it"),
-        ("hang_politely", "succeeded", None),
-        ("hang", "dead", "hard time limit of 2 s exceeded"),
-        ("stdout", "succeeded", None),
-        ("nul_error", "dead", "ValueError"),
-        ("thread", "succeeded", None),
-    ],
-)
-def test_misbehaviour_has_a_readable_end(platform, eventually, how, state, says):
+MISBEHAVIOUR = [
+    ("exit", "dead", "SystemExit"),
+    ("keyboard", "dead", "KeyboardInterrupt"),
+    ("unprintable", "dead", "Unprintable"),
+    ("discard", "dead", "not worth it"),
+    ("hang_politely", "succeeded", None),
+    ("hang", "dead", "hard time limit of 2 s exceeded"),
+    ("stdout", "succeeded", None),
+    ("nul_error", "dead", "ValueError"),
+    ("thread", "succeeded", None),
+]
+
+
+def test_misbehaviour_has_a_readable_end(platform, eventually):
     platform.start_dispatcher()
     worker = platform.start_worker("1,1")
-    task = submit("testing.misbehave", {"how": how})
-    eventually(lambda: Task.objects.get(pk=task.pk).is_final)
-    task.refresh_from_db()
-    assert task.state == state
-    if says:
-        assert says in task.error
-    after = submit("demo.echo", {"message": "next"})
-    eventually(lambda: Task.objects.get(pk=after.pk).state == "succeeded")
-    assert worker.is_alive()
+    for how, state, says in MISBEHAVIOUR:
+        task = submit("testing.misbehave", {"how": how})
+        eventually(lambda task=task: Task.objects.get(pk=task.pk).is_final)
+        task.refresh_from_db()
+        assert task.state == state, how
+        if says:
+            assert says in task.error, how
+        after = submit("demo.echo", {"message": "next"})
+        eventually(lambda after=after: Task.objects.get(pk=after.pk).state == "succeeded")
+        assert worker.is_alive(), how
 
 
 def test_an_error_keeps_its_traceback(platform, eventually):
