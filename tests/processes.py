@@ -165,12 +165,14 @@ def database_environment() -> dict[str, str]:
     return {"DATABASE_URL": url, "PYTHONPATH": path}
 
 
-def celery(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+def celery(
+    *arguments: str, check: bool = True, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """What a user gets from typing ``celery -A capataz ...``."""
     done = subprocess.run(  # noqa: PLW1510 - the caller decides what a failure means
         [sys.executable, "-m", "celery", "-A", "capataz", *arguments],
         cwd=ROOT,
-        env={**os.environ, **database_environment(), **environment},
+        env={**os.environ, **database_environment(), **(environment or {})},
         capture_output=True,
         text=True,
         timeout=PATIENCE,

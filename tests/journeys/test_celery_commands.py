@@ -120,7 +120,7 @@ def test_a_bad_call_is_refused_in_readable_words(arguments, says):
 
 def test_call_without_a_database_is_refused_in_readable_words():
     gone = {"DATABASE_URL": "postgresql://nobody:nothing@127.0.0.1:1/nowhere"}
-    done = celery("call", "demo.echo", "--kwargs", '{"message": "x"}', check=False, **gone)
+    done = celery("call", "demo.echo", "--kwargs", '{"message": "x"}', check=False, environment=gone)
     assert done.returncode == 1
     assert "was not submitted: connection failed" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr

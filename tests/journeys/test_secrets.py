@@ -36,11 +36,11 @@ def says_nothing(transactional_db):
 
 def test_celery_prints_no_secret(platform, says_nothing, eventually):
     worker = platform.start_worker("1,1", options=("-l", "DEBUG"), **GIVEN)
-    printed = [celery("report", **GIVEN)]
+    printed = [celery("report", environment=GIVEN)]
     for command in ("conf", "report", "stats", "active_queues", "registered"):
-        printed.append(celery("inspect", command, **GIVEN))
-        printed.append(celery("inspect", command, "--json", **GIVEN))
-    printed.append(celery("status", **GIVEN))
+        printed.append(celery("inspect", command, environment=GIVEN))
+        printed.append(celery("inspect", command, "--json", environment=GIVEN))
+    printed.append(celery("status", environment=GIVEN))
     for done in printed:
         says_nothing(done.stdout + done.stderr, done.args)
     assert "broker_url" in printed[0].stdout
@@ -92,7 +92,7 @@ def test_no_log_has_a_secret_when_a_server_cannot_be_reached(platform, says_noth
         log = processes[name].log
         eventually(lambda log=log: any(words in log.read_text() for words in MISSES))
     for command in (["status"], ["inspect", "ping"], ["purge", "-f"], ["call", "demo.echo"], ["report"]):
-        done = celery(*command, check=False, **environment)
+        done = celery(*command, check=False, environment=environment)
         says_nothing(done.stdout + done.stderr, command)
     for name, process in processes.items():
         process.stop(within=90)

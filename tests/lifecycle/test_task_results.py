@@ -12,6 +12,7 @@ from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 from django.db import connection
 from django.db.models.functions import Now
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
 from django_celery_results.backends.database import DatabaseBackend
 from django_celery_results.models import TaskResult
 
@@ -63,6 +64,14 @@ def test_the_columns_are_those_of_a_plain_task(worker: StagedWorker) -> None:
     ours, theirs = result_of(task), TaskResult.objects.get(task_id=plain)
     for name in ("status", "result", "content_type", "content_encoding", "traceback", "meta"):
         assert getattr(ours, name) == getattr(theirs, name), name
+
+
+def test_the_schedule_that_submitted_it_is_named(worker: StagedWorker) -> None:
+    every = IntervalSchedule.objects.create(every=1, period="hours")
+    schedule = PeriodicTask.objects.create(name="hourly greeting", task="demo.echo", interval=every)
+    [task] = tasks(1, schedule_id=schedule.pk)
+    worker.end(worker.run(task), result="1")
+    assert result_of(task).periodic_task_name == "hourly greeting"
 
 
 def test_nothing_of_the_payload_is_recorded(worker: StagedWorker) -> None:

@@ -4,10 +4,10 @@
 -- that any two transactions meet the unique index in one direction. What has not ended is left out.
 -- No arguments: the payload stays in capataz_task.
 INSERT INTO django_celery_results_taskresult (
-    task_id, task_name, task_args, task_kwargs, status, worker, content_type, content_encoding, result,
+    task_id, task_name, periodic_task_name, task_args, task_kwargs, status, worker, content_type, content_encoding, result,
     date_created, date_started, date_done, traceback, meta
 )
-SELECT task.id::text, task.type, NULL, NULL,
+SELECT task.id::text, task.type, periodic.name, NULL, NULL,
        CASE task.state WHEN 'succeeded' THEN 'SUCCESS' WHEN 'dead' THEN 'FAILURE' ELSE 'REVOKED' END,
        left(worker.name, 100), 'application/json', 'utf-8',
        CASE task.state
@@ -25,6 +25,7 @@ SELECT task.id::text, task.type, NULL, NULL,
        AS ended (id, worker_id, traceback)
   JOIN capataz_task AS task ON task.id = ended.id
   LEFT JOIN capataz_worker AS worker ON worker.id = ended.worker_id
+  LEFT JOIN django_celery_beat_periodictask AS periodic ON periodic.id = task.schedule_id
  WHERE task.finished_at IS NOT NULL
  ORDER BY task.id
     ON CONFLICT (task_id) DO UPDATE
