@@ -173,7 +173,7 @@ def pid(task: RunningTask, payload: dict[str, Any]) -> int:
     return os.getpid()
 
 
-@control_command(args=[("file", str)])
+@control_command(args=[("file", str)], visible=False)
 def deafen(state: Any, file: str) -> Any:
     """Lose the sockets on which this worker waits for messages, as an event loop with a bug does."""
     cycle = state.consumer.task_consumer.channel.connection.cycle
@@ -185,7 +185,7 @@ def deafen(state: Any, file: str) -> Any:
     return ok("deaf")
 
 
-@control_command(args=[("seconds", float)])
+@control_command(args=[("seconds", float)], visible=False)
 def hang(state: Any, seconds: float) -> Any:
     """Stop the event loop."""
     time.sleep(seconds)
