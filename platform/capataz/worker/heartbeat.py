@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import psycopg
+from celery.worker.state import maybe_shutdown
 from django.conf import settings
 
 from capataz import handlers
@@ -54,7 +55,10 @@ class Heartbeat(threading.Thread):
         self.worker_id = 0
 
     def enroll(self) -> int:
-        """Register this worker; called once before the thread starts. Waits for the database."""
+        """Register this worker; called once before the thread starts. Waits for the database.
+
+        Raises WorkerShutdown or WorkerTerminate if the worker is asked to stop meanwhile.
+        """
         while True:
             try:
                 self.worker_id = self._register(self.session.connection())
@@ -62,6 +66,7 @@ class Heartbeat(threading.Thread):
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 _log.warning("cannot register this worker yet: %s", error)
                 self.session.close()
+                maybe_shutdown()
                 time.sleep(1)
 
     def run(self) -> None:

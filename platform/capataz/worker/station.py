@@ -109,7 +109,7 @@ class Station:
 
     def close(self) -> None:
         """The pool has ended: write down what is left, give back the rest, and go. Only once."""
-        if self._closed:
+        if self._closed or not self.heartbeat.worker_id:  # or it never got to the database
             return
         self._closed = True
         deadline = time.monotonic() + LAST_WORDS
