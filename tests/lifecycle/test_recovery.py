@@ -269,12 +269,6 @@ def test_a_task_around_which_too_many_workers_died_is_quarantined(worker: Staged
     assert kinds(task) == ["task.dead"]
 
 
-def test_a_task_that_never_started_is_never_quarantined(worker: StagedWorker) -> None:
-    [task] = tasks(1)
-    worker.hold(task)
-    assert lost_at(task, settings.MAX_WORKER_LOSSES).state == State.QUEUED
-
-
 @pytest.mark.parametrize("started", [True, False])
 def test_a_task_whose_cancellation_was_asked_for_ends_cancelled(
     worker: StagedWorker, session: Any, started: bool

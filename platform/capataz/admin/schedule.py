@@ -21,7 +21,7 @@ class ScheduleInline(AnyStackedInline):
 
     model = Schedule
     can_delete = False
-    verbose_name_plural = "Downtimes and overlaps"
+    verbose_name = verbose_name_plural = "downtimes and overlaps"
     readonly_fields = ("last_due",)
     fields = ("missed", "missed_limit", "overlap", "last_due")
 
