@@ -165,7 +165,7 @@ def test_forged_messages_change_nothing_and_stop_nobody(platform, records, event
     finished_at = Task.objects.get(pk=finished.pk).finished_at
     forged = list(forged_messages([waiting.pk, finished.pk, uuid.uuid4()]))
     pipeline = broker.pipeline()
-    for number in range(3000):
+    for number in range(10_000):
         pipeline.lpush(pointer.queue_key("default", (number % 6) * 2), forged[number % len(forged)])
         if number % 500 == 0:
             pipeline.execute()
@@ -194,7 +194,7 @@ def test_duplicates_of_real_messages_start_nothing_twice(platform, records, even
                 broker.lpush(key, message)
 
     while not records.all_succeeded():
-        if broker.llen(pointer.queue_key("default", 4)) < 500:
+        if broker.llen(pointer.queue_key("default", 4)) < 2000:
             copy()
         time.sleep(0.05)
     records.check()
