@@ -438,7 +438,7 @@ def hot_statements(worker_id: int, count: int) -> dict[str, dict[str, Any]]:
     }
     return {
         "claim": {"worker": worker_id, "ids": out, "runs": [ROWS + number for number in range(len(out))]},
-        "finish": {**runs, **{name: value * len(held) for name, value in ended.items()}},
+        "finish": {**runs, "alert": 5, **{name: value * len(held) for name, value in ended.items()}},
         "mark_running": {**runs, "ago": [1.0] * len(held)},
         "record_results": {"ids": over, "workers": [worker_id] * len(over), "tracebacks": [None] * len(over)},
         "still_grantable": {"ids": out},
