@@ -10,10 +10,7 @@ from environs import Env, EnvError
 from capataz import servers
 from tests.processes import ROOT
 
-SERVERS = (
-    *("DATABASE_URL", "DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD"),
-    *("REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_PASSWORD"),
-)
+SERVERS = ("DATABASE_URL", "REDIS_URL", *servers.PARTS)
 
 
 def start(tmp_path, **environment):

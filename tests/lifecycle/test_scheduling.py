@@ -101,6 +101,13 @@ def test_a_schedule_that_has_ended_is_due_no_more(make: Make) -> None:
     assert replace(rule, last_due=DUE + 2 * HOUR).next_due() is None
 
 
+def test_what_was_due_before_the_end_is_not_forgotten_after_it(make: Make) -> None:
+    rule = make(ends=DUE + 3 * HOUR, missed=Missed.ONCE)
+    settle(rule, now=DUE + 10 * HOUR)
+    assert Task.objects.count() == 1
+    assert mark(rule) == DUE + 2 * HOUR
+
+
 def test_a_grid_begins_at_the_start_time(make: Make) -> None:
     assert make(anchor=DUE + 7 * MINUTE).next_due() == DUE + 7 * MINUTE
 

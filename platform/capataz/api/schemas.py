@@ -50,21 +50,11 @@ def _addressable(name: str) -> str:
     return name
 
 
-def _priority(value: Any) -> Any:
-    if value is not None:
-        try:
-            priorities.parse(value)
-        except ValueError as error:
-            raise PydanticCustomError("out_of_range", str(error)) from None
-    return value
-
-
 Time = Annotated[AwareDatetime, BeforeValidator(_text)]
 Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
-# One validator and not a union, which would name the same fault once for each of its members.
+# Looked at by the submission alone: a union here would name the same fault once for each of its members.
 Priority = Annotated[
     Any,
-    AfterValidator(_priority),
     WithJsonSchema(
         {
             "anyOf": [
@@ -138,7 +128,7 @@ class TaskIn(Request):
                 sound = validate(rest)
             except ValidationError:
                 raise error from None
-            if "type" not in rest or not rest["type"]:
+            if not rest["type"]:
                 faulty |= {"type", "data"}  # nobody knows what the data would have to be
             told = [(tuple(fault["loc"]), fault["type"], fault["msg"]) for fault in faults]
             told += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -100,8 +101,6 @@ def _field(written: Any, values: set[int], count: int) -> str:
     """A field of a cron expression. A star at its front says that it follows the clock over its changes."""
     if len(values) == count:
         return "*"
-    listed = ",".join(str(value) for value in sorted(values))
-    first, step = str(written), None
-    if first.startswith("*/") and first[2:].isdigit():
-        step = int(first[2:])
-    return f"*/{step}" if step else listed
+    if re.fullmatch(r"\*/[0-9]+", str(written)):
+        return str(written)
+    return ",".join(str(value) for value in sorted(values))

@@ -78,10 +78,10 @@ def beat(connection: Connection, worker_id: int, sign: Sign) -> bool:
     return connection.execute(statement("beat"), columns).rowcount == 1
 
 
-def is_deaf(connection: Connection, sign: Sign, types: list[str], seconds: float) -> bool:
+def is_deaf(connection: Connection, worker_id: int, seconds: float) -> bool:
     """Whether a worker that has been idle for ``seconds`` should have heard of a task by now."""
-    waiting = {"queues": sign.queues, "types": types, "seconds": seconds}
-    [[deaf]] = connection.execute(statement("is_deaf"), waiting).fetchall()
+    idle = {"worker": worker_id, "seconds": seconds}
+    [[deaf]] = connection.execute(statement("is_deaf"), idle).fetchall()
     return bool(deaf)
 
 

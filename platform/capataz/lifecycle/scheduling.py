@@ -69,13 +69,11 @@ class Rule:
         if first is None or first > now:
             return None
         was_down = now - first > LATE
-        most = self.missed_limit if self.missed == Missed.ALL or not was_down else 1
-        dues = due_times.latest_dues(
-            self.schedule, self.last_due, now, most=most if was_down else MOST_LATE, anchor=self.anchor
-        )
+        most_missed = self.missed_limit if self.missed == Missed.ALL else 1
+        most = most_missed if was_down else MOST_LATE
+        until = now if self.ends is None else min(now, self.ends - timedelta(microseconds=1))
+        dues = due_times.latest_dues(self.schedule, self.last_due, until, most=most, anchor=self.anchor)
         mark = dues[-1]
-        if self.ends is not None:
-            dues = [due for due in dues if due < self.ends]
         if was_down and self.missed == Missed.SKIP:
             dues = [due for due in dues if now - due <= LATE]
         return Settlement(self, dues, mark)

@@ -2,9 +2,10 @@
 -- them, that an idle worker must have heard of them.
 SELECT EXISTS (
     SELECT
-      FROM capataz_task
-     WHERE worker_id IS NULL
-       AND released_at <= now() - make_interval(secs => %(seconds)s)
-       AND queue = ANY(%(queues)s)
-       AND type = ANY(%(types)s)
+      FROM capataz_worker AS worker
+      JOIN capataz_task AS task
+        ON task.queue = ANY(worker.queues) AND task.type = ANY(worker.types)
+     WHERE worker.id = %(worker)s
+       AND task.worker_id IS NULL
+       AND task.released_at <= now() - make_interval(secs => %(seconds)s)
 );

@@ -4,8 +4,8 @@
 -- that any two transactions meet the unique index in one direction. What has not ended is left out.
 -- No arguments: the payload stays in capataz_task.
 INSERT INTO django_celery_results_taskresult (
-    task_id, task_name, periodic_task_name, task_args, task_kwargs, status, worker, content_type, content_encoding, result,
-    date_created, date_started, date_done, traceback, meta
+    task_id, task_name, periodic_task_name, task_args, task_kwargs, status, worker, content_type,
+    content_encoding, result, date_created, date_started, date_done, traceback, meta
 )
 SELECT task.id::text, task.type, periodic.name, NULL, NULL,
        CASE task.state WHEN 'succeeded' THEN 'SUCCESS' WHEN 'dead' THEN 'FAILURE' ELSE 'REVOKED' END,

@@ -81,13 +81,12 @@ def _fault(headers: Any) -> str:
     """Why workers must not take a message with these headers; empty if they may."""
     if pointer.is_pointer(headers):
         return ""
-    name, limits = (
-        (headers.get("task"), headers.get("timelimit")) if isinstance(headers, dict) else (None, None)
-    )
-    if settings.PLAIN_TASKS and name not in settings.PLAIN_TASKS:
+    told = headers if isinstance(headers, dict) else {}
+    if settings.PLAIN_TASKS and told.get("task") not in settings.PLAIN_TASKS:
         return "CAPATAZ_PLAIN_TASKS does not name it"
     # The pool meets these when a child begins: there a text makes the whole worker exit, and every worker
     # that is sent the task after it.
+    limits = told.get("timelimit")
     if limits is not None and not (
         isinstance(limits, list) and len(limits) == 2 and all(map(_is_time_limit, limits))
     ):

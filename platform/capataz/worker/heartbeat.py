@@ -19,7 +19,6 @@ import psycopg
 from celery.worker.state import maybe_shutdown
 from django.conf import settings
 
-from capataz import handlers
 from capataz.database import Connection, Session
 from capataz.lifecycle import presence
 from capataz.lifecycle.presence import Sign
@@ -117,16 +116,14 @@ class Heartbeat(threading.Thread):
             presence.tell(connection, self.worker_id, kind, detail)
             self._notes.popleft()
         if sign.quiet >= settings.DEAF:
-            self._listen_again(connection, sign)
+            self._listen_again(connection, sign.quiet)
 
-    def _listen_again(self, connection: Connection, sign: Sign) -> None:
+    def _listen_again(self, connection: Connection, quiet: float) -> None:
         """Connect anew if there is work of which this idle worker should have heard."""
-        types = [handler.name for handler in handlers.registered()]
-        if presence.is_deaf(connection, sign, types, settings.DEAF):
-            _log.error("tasks wait and no message came for %.0f s: connecting anew", sign.quiet)
-            presence.tell(
-                connection, self.worker_id, "worker.reconnected", {"quietSeconds": round(sign.quiet)}
-            )
+        if presence.is_deaf(connection, self.worker_id, settings.DEAF):
+            _log.error("tasks wait and no message came for %.0f s: connecting anew", quiet)
+            detail = {"quietSeconds": round(quiet)}
+            presence.tell(connection, self.worker_id, "worker.reconnected", detail)
             self._on_deaf()
 
 
