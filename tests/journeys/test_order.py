@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from itertools import pairwise
 
 import psutil
 
@@ -60,8 +61,9 @@ def test_the_pool_grows_with_the_work_and_shrinks_under_a_trickle(platform, even
     changes = Event.objects.filter(kind="worker.scaled").order_by("id").values_list("detail", flat=True)
     eventually(lambda: changes.count() and changes.last()["after"] == 2)
     steps = [(change["before"], change["after"]) for change in changes]
+    assert steps[0][0] == 2
     assert max(after for _, after in steps) == 10
-    assert all(before - after == 1 for before, after in steps if after < before)
+    assert all(after == before for (_, after), (before, _) in pairwise(steps))
 
 
 def living(worker):

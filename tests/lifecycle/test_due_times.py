@@ -1,5 +1,6 @@
 """Due times: a grid that every beat agrees on, and clocks that are put forward and back."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
@@ -29,14 +30,68 @@ def cron(expression: str, zone: str = "UTC") -> TzAwareCrontab:
     return TzAwareCrontab(minute, hour, weekday, day, month, tz=ZoneInfo(zone))
 
 
-crontabs = st.builds(
-    lambda minute, hour, day, weekday, zone: cron(f"{minute} {hour} {day} * {weekday}", zone),
-    minutes,
-    hours,
-    days,
-    weekdays,
-    zones,
-)
+# When these clocks are put back, forward, back by half an hour, and over a whole day.
+CHANGES = [
+    ("Europe/Madrid", datetime(2026, 10, 25, 1, tzinfo=UTC)),
+    ("America/New_York", datetime(2026, 3, 8, 7, tzinfo=UTC)),
+    ("America/Santiago", datetime(2026, 9, 6, 4, tzinfo=UTC)),
+    ("Australia/Lord_Howe", datetime(2026, 4, 4, 15, tzinfo=UTC)),
+    ("Australia/Lord_Howe", datetime(2026, 10, 3, 15, 30, tzinfo=UTC)),
+    ("Pacific/Apia", datetime(2011, 12, 30, 10, tzinfo=UTC)),
+]
+
+
+def crontabs_in(zones: st.SearchStrategy[str]) -> st.SearchStrategy[TzAwareCrontab]:
+    return st.builds(
+        lambda minute, hour, day, weekday, zone: cron(f"{minute} {hour} {day} * {weekday}", zone),
+        minutes,
+        hours,
+        days,
+        weekdays,
+        zones,
+    )
+
+
+crontabs = crontabs_in(zones)
+
+
+def rules_around(zone: str, change: datetime) -> st.SearchStrategy[tuple[TzAwareCrontab, datetime]]:
+    return st.tuples(crontabs_in(st.just(zone)), st.just(change))
+
+
+def minute_by_minute(rule: TzAwareCrontab, after: datetime, until: datetime) -> list[datetime]:
+    """Due times by looking at the clock every minute: cron's rules, with no calendar arithmetic."""
+    minute, step = after.replace(second=0, microsecond=0), timedelta(minutes=1)
+    found = []
+    while (minute := minute + step) <= until:
+        shows, showed = (moment.astimezone(rule.tz) for moment in (minute, minute - step))
+        leapt_over = minutes_after(showed.replace(tzinfo=None), shows.replace(tzinfo=None))
+        if follows_the_clock(rule):
+            is_due = fits(rule, shows)
+        else:
+            is_due = (fits(rule, shows) and not shows.fold) or any(fits(rule, each) for each in leapt_over)
+        if is_due:
+            found.append(minute)
+    return found
+
+
+def minutes_after(first: datetime, last: datetime) -> Iterator[datetime]:
+    """The minutes between these two, without them."""
+    while (first := first + timedelta(minutes=1)) < last:
+        yield first
+
+
+def follows_the_clock(rule: TzAwareCrontab) -> bool:
+    return any(str(written).startswith("*") for written in (rule._orig_minute, rule._orig_hour))
+
+
+def fits(rule: TzAwareCrontab, shown: datetime) -> bool:
+    return (
+        shown.minute in rule.minute
+        and shown.hour in rule.hour
+        and shown.day in rule.day_of_month
+        and shown.isoweekday() % 7 in rule.day_of_week
+    )
 
 
 def dues(rule: object, after: datetime, count: int) -> list[datetime]:
@@ -95,9 +150,24 @@ def test_looking_back_finds_what_looking_ahead_found(
     assert latest_dues(rule, moment, ahead[-1] - timedelta(microseconds=1), most=count + 5) == ahead[:-1]
 
 
+@given(
+    st.sampled_from(CHANGES).flatmap(lambda zone_and_change: rules_around(*zone_and_change)),
+    st.timedeltas(timedelta(hours=-4), timedelta(hours=4)),
+)
+def test_clocks_that_change_hide_and_repeat_no_due_time(
+    rule_and_change: tuple[TzAwareCrontab, datetime], moment: timedelta
+) -> None:
+    rule, change = rule_and_change
+    after, until = change + moment, change + timedelta(hours=8)
+    expected = minute_by_minute(rule, after, until)
+    assert latest_dues(rule, after, until, most=1000) == expected
+    assert next_due(rule, after) == expected[0] if expected else next_due(rule, after) > until
+
+
 @given(crontabs, moments)
 def test_a_due_time_fits_its_crontab(rule: TzAwareCrontab, moment: datetime) -> None:
     [due] = dues(rule, moment, 1)
+    shown = due.astimezone(rule.tz)
     shown = due.astimezone(rule.tz)
     assert (due.second, due.microsecond) == (0, 0)
     assert shown.day in rule.day_of_month

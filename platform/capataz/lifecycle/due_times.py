@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from itertools import islice
+from datetime import UTC, datetime, timedelta, tzinfo
+from heapq import merge
+from itertools import count, groupby, islice, tee
 from typing import Any
 
 from celery.schedules import crontab
@@ -48,7 +49,7 @@ def latest_dues(
 
 def _forward(schedule: Any, after: datetime, anchor: datetime) -> Iterator[datetime]:
     if isinstance(schedule, crontab):
-        return _crontab(schedule, after, reverse=False)
+        return (due for due in _crontab(schedule, after, reverse=False) if due > after)
     if isinstance(schedule, clocked):
         return iter([when] if (when := _moment(schedule)) > after else [])
     every = _every(schedule)
@@ -84,6 +85,7 @@ def _moment(schedule: clocked) -> datetime:
 
 
 def _crontab(schedule: crontab, moment: datetime, *, reverse: bool) -> Iterator[datetime]:
+    """The due times from about ``moment`` on: cronsim does the calendar, the rest is what clocks do to it."""
     fields = (
         _field(schedule._orig_minute, schedule.minute, 60),
         _field(schedule._orig_hour, schedule.hour, 24),
@@ -91,15 +93,49 @@ def _crontab(schedule: crontab, moment: datetime, *, reverse: bool) -> Iterator[
         _field(schedule._orig_month_of_year, schedule.month_of_year, 12),
         _field(schedule._orig_day_of_week, schedule.day_of_week, 7),
     )
-    dues = CronSim(" ".join(fields), moment.astimezone(schedule.tz), reverse=reverse)
+    local = moment.astimezone(schedule.tz)
+    # Within an hour that comes twice, what is later may show an earlier time.
+    repeated = max(_offset(local, fold=0) - _offset(local, fold=1), timedelta())
+    shown = local.replace(tzinfo=None)
+    times = CronSim(" ".join(fields), shown + repeated if reverse else shown - repeated, reverse=reverse)
     # cron takes "the 13th or a Friday" where Celery means "the 13th that is a Friday".
-    dues.day_and = True
-    return (due.astimezone(UTC) for due in dues)
+    times.day_and = True
+    if any(field.startswith("*") for field in fields[:2]):
+        first, second = tee(times)
+        dues = merge(
+            _each_time(first, schedule.tz, fold=0), _each_time(second, schedule.tz, fold=1), reverse=reverse
+        )
+    else:
+        dues = _once(times, schedule.tz)
+    return (due for due, _ in groupby(dues))
 
 
-def _field(written: Any, values: set[int], count: int) -> str:
+def _offset(local: datetime, *, fold: int) -> timedelta:
+    offset = local.replace(fold=fold).utcoffset()
+    assert offset is not None
+    return offset
+
+
+def _each_time(times: Iterator[datetime], zone: tzinfo, *, fold: int) -> Iterator[datetime]:
+    """When clocks show these times; of two such moments the one that ``fold`` names."""
+    return (shown.replace(tzinfo=zone, fold=fold).astimezone(UTC) for shown in times if _exists(shown, zone))
+
+
+def _once(times: Iterator[datetime], zone: tzinfo) -> Iterator[datetime]:
+    """When clocks show these times first, or have leapt over them."""
+    for shown in times:
+        minutes = (shown + timedelta(minutes=each) for each in count())
+        existing = next(each for each in minutes if _exists(each, zone))
+        yield existing.replace(tzinfo=zone).astimezone(UTC)
+
+
+def _exists(shown: datetime, zone: tzinfo) -> bool:
+    return shown.replace(tzinfo=zone).astimezone(UTC).astimezone(zone).replace(tzinfo=None, fold=0) == shown
+
+
+def _field(written: Any, values: set[int], size: int) -> str:
     """A field of a cron expression. A star at its front says that it follows the clock over its changes."""
-    if len(values) == count:
+    if len(values) == size:
         return "*"
     if re.fullmatch(r"\*/[0-9]+", str(written)):
         return str(written)

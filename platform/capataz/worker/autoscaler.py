@@ -6,7 +6,6 @@ trickle of tasks the stock one never shrinks, and after a burst it shrinks all a
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from typing import Any
@@ -16,8 +15,6 @@ from celery.worker.autoscale import Autoscaler as StockAutoscaler
 
 LOOK = 2.0  # seconds between two looks
 MEMORY = 20.0  # seconds for which a busy moment keeps its children
-
-_log = logging.getLogger(__name__)
 
 
 class Autoscaler(StockAutoscaler):
@@ -44,11 +41,11 @@ class Autoscaler(StockAutoscaler):
             self._needs.popleft()
         target = max(self.min_concurrency, min(need, self.max_concurrency))
         if target > self.processes:
-            self._scale(target - self.processes)
+            self._grow(target - self.processes)
             return True
         peak = max(need for _, need in self._needs)
         if self.processes > max(self.min_concurrency, peak) and req is None and self._looked(now):
-            self._scale(-1)
+            self._shrink(1)
             return True
         return None
 
@@ -60,22 +57,3 @@ class Autoscaler(StockAutoscaler):
             return False
         self._last_look = now
         return True
-
-    def update(self, max: int | None = None, min: int | None = None) -> Any:
-        """Change the bounds; returns them as (max, min)."""
-        before = self.processes
-        bounds = super().update(max, min)
-        self._tell(before)
-        return bounds
-
-    def _scale(self, by: int) -> None:
-        before = self.processes
-        if by > 0:
-            self._grow(by)
-        else:
-            self._shrink(-by)
-        self._tell(before)
-
-    def _tell(self, before: int) -> None:
-        if self.processes != before:
-            self.worker.station.heartbeat.note("worker.scaled", before=before, after=self.processes)

@@ -39,6 +39,7 @@ class Heartbeat(threading.Thread):
         on_hung: Callable[[], None],
         on_deaf: Callable[[], None],
         on_beat: Callable[[], None],
+        processes: int,
     ) -> None:
         super().__init__(name="capataz-heartbeat", daemon=True)
         self._register = register
@@ -47,6 +48,7 @@ class Heartbeat(threading.Thread):
         self._on_hung = on_hung
         self._on_deaf = on_deaf
         self._on_beat = on_beat
+        self._processes = processes
         self.session = Session("heartbeat", on_connect=self._hold_lock)
         self._stopping = threading.Event()
         self._load = Load()
@@ -111,12 +113,19 @@ class Heartbeat(threading.Thread):
             _log.error("worker %d was given up for dead: going on under a new identity", self.worker_id)
             self.worker_id = self._register(connection)
             self._on_new_identity(self.worker_id)
+        self._compare(sign.processes)
         while self._notes:
             kind, detail = self._notes[0]
             presence.tell(connection, self.worker_id, kind, detail)
             self._notes.popleft()
         if sign.quiet >= settings.DEAF:
             self._listen_again(connection, sign.quiet)
+
+    def _compare(self, processes: int) -> None:
+        """A burst of work makes the pool grow in many steps; one event says it all."""
+        if processes and processes != self._processes:
+            self.note("worker.scaled", before=self._processes, after=processes)
+            self._processes = processes
 
     def _listen_again(self, connection: Connection, quiet: float) -> None:
         """Connect anew if there is work of which this idle worker should have heard."""

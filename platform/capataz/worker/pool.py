@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
+from threading import Timer
 from typing import Any
 
 from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool
+from django.conf import settings
 
 REMEMBERED = 1000  # exits
+
+_log = logging.getLogger(__name__)
 
 
 class Pool(AsynPool):
@@ -59,12 +67,16 @@ class TaskPool(prefork.TaskPool):
     each other, and what the children report has to be heard to the end."""
 
     def on_stop(self) -> None:
-        """Wait for what runs, and only for that.
+        """Wait for what runs, for the grace; then kill the children that are left.
 
-        A job that no child has accepted will never be: the event loop that hands jobs out has stopped. The
-        stock method waits for it for ever.
+        Those run plain tasks (the watch ends the bundles), whose deliveries go back to their queues as the
+        connection closes. The stock method waits for them for ever, and for jobs that no child has accepted
+        as well: the event loop that would hand them out has stopped.
         """
         self.at_begin()
+        out_of_patience = Timer(settings.SHUTDOWN_GRACE + 0.5, self._kill_children)
+        out_of_patience.daemon = True
+        out_of_patience.start()
         if self._pool is not None:
             for job in list(self._pool._cache.values()):
                 if not job.accepted():
@@ -72,7 +84,14 @@ class TaskPool(prefork.TaskPool):
         try:
             super().on_stop()
         finally:
+            out_of_patience.cancel()
             self.at_end()
+
+    def _kill_children(self) -> None:
+        for process in list(self._pool._pool if self._pool is not None else ()):
+            _log.warning("the stop kills child %d, which is still in a task", process.pid)
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
 
     def on_terminate(self) -> None:
         """End the children at once."""

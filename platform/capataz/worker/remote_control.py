@@ -101,13 +101,13 @@ def autoscale(state: Any, max: int | None = None, min: int | None = None, **kwar
 
 @control_command(args=[("n", int)], signature="[N=1]")
 def pool_grow(state: Any, n: int = 1, **kwargs: Any) -> Any:
-    """Add children to a pool of fixed size; an event."""
+    """Add children to a pool of fixed size."""
     return _resize(state, n, lambda: _stock_pool_grow(state, n, **kwargs))
 
 
 @control_command(args=[("n", int)], signature="[N=1]")
 def pool_shrink(state: Any, n: int = 1, **kwargs: Any) -> Any:
-    """Take idle children from a pool of fixed size; an event."""
+    """Take idle children from a pool of fixed size."""
     return _resize(state, -n, lambda: _stock_pool_shrink(state, n, **kwargs))
 
 
@@ -115,10 +115,7 @@ def _resize(state: Any, by: int, resize: Any) -> Any:
     before = state.consumer.pool.num_processes
     if refusal := _too_many(state, before + by):
         return refusal
-    answer = resize()
-    if "ok" in answer:
-        _station(state).resized(before, before + by)
-    return answer
+    return resize()
 
 
 def _too_many(state: Any, children: int) -> Any:

@@ -6,6 +6,7 @@ through ``soon``; it survives the loop's standing still and being reset.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -78,6 +79,7 @@ class Station:
             on_hung=self._on_hung,
             on_deaf=self._on_deaf,
             on_beat=self.watch.heard,
+            processes=worker.min_concurrency,
         )
         callbacks = Callbacks(
             granted=lambda bundle: self.soon(lambda: self._start(bundle)),
@@ -93,6 +95,9 @@ class Station:
     def start(self) -> None:
         """Register this worker and start the threads; the pool has not forked yet."""
         connections.close_all()  # what Django opened while it started is not for the children
+        # Celery collects garbage before every fork, a tenth of a second over modules that stay anyway.
+        gc.collect()
+        gc.freeze()
         self.ledger.worker_id = self.heartbeat.enroll()
         os.register_at_fork(after_in_child=self._after_fork_in_child)
         for thread in (self.watch, self.ledger, self.heartbeat):
@@ -142,11 +147,6 @@ class Station:
     def most_children(self) -> int:
         """Children that can have work at once: the pipes were made before the first of them."""
         return len(self._channel.tokens)
-
-    def resized(self, before: int, after: int) -> None:
-        """Somebody has given a pool of fixed size another one."""
-        self._max_concurrency = after
-        self.heartbeat.note("worker.scaled", before=before, after=after)
 
     # Into the event loop.
 
@@ -277,11 +277,12 @@ class Station:
     def _sign(self) -> Sign:
         pool = self.worker.pool
         autoscaler = self.worker.autoscaler
+        processes = getattr(pool, "num_processes", 0) if pool is not None and pool._pool else 0
         return Sign(
             state="draining" if self.phase == "draining" else "running",
             phase=self.phase,
-            processes=getattr(pool, "num_processes", 0) if pool is not None and pool._pool else 0,
-            max_concurrency=autoscaler.max_concurrency if autoscaler else self._max_concurrency,
+            processes=processes,
+            max_concurrency=autoscaler.max_concurrency if autoscaler else processes or self._max_concurrency,
             queues=self._queues(),
             claimed=len(self.ledger.held),
             running=len(self.watch.running()),
