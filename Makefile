@@ -121,8 +121,7 @@ bench: setup ## the price of a task, beside plain Celery
 
 .PHONY: web
 web: setup ## the web process alone, on PORT
-	$(BIN)/gunicorn capataz.wsgi --bind 127.0.0.1:$(WEB_PORT) --worker-class gthread --workers 2 --threads 32 \
-		--graceful-timeout 4 --no-control-socket $(ARGS)
+	$(BIN)/gunicorn capataz.wsgi -c python:capataz.gunicorn --bind 127.0.0.1:$(WEB_PORT) $(ARGS)
 
 .PHONY: worker
 worker: setup ## one worker alone, with AUTOSCALE=max,min children

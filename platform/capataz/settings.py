@@ -130,13 +130,24 @@ _email_password: str = env.str("EMAIL_PASSWORD", "")
 _email_tls: bool = env.bool("EMAIL_USE_TLS", False)
 _email_from: str = env.str("DEFAULT_FROM_EMAIL", "capataz@localhost")
 
+
+def _in_words(error: EnvError) -> str:
+    """All faults, each with the name of its variable and what is allowed."""
+    faults = getattr(error, "error_messages", None)
+    if not isinstance(faults, dict):
+        return str(error)
+    return "; ".join(
+        f"{name}={os.environ.get(name, '')!r}: {' '.join(said)}" for name, said in faults.items()
+    )
+
+
 try:
     DATABASE_URL: str | None = database_url(env)
     REDIS_URL: str | None = redis_url(env)
     env.seal()
 except EnvError as error:
     # Not a traceback: whoever set the value sees what to do about it, whatever process was started.
-    raise SystemExit(f"Capataz cannot start: {error}") from None
+    raise SystemExit(f"Capataz cannot start: {_in_words(error)}") from None
 
 
 def _secret_of_this_installation() -> str:
@@ -264,6 +275,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "client_name": "capataz",
 }
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CHANNEL_ERROR_RETRY = True  # what Redis refuses is waited out; the stock worker exits
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None  # the stock worker exits after 100
 CELERY_BROKER_POOL_ACQUIRE_TIMEOUT = 5
 CELERY_RESULT_BACKEND = "capataz.worker.results:ResultBackend"

@@ -12,8 +12,10 @@ import pytest
 from django.conf import settings
 
 from capataz import pointer
+from capataz.lifecycle.dispatch import EPOCH_KEY
 from capataz.lifecycle.submission import submit
 from capataz.models import Task, Worker
+from capataz.priority import REDIS_STEPS
 from tests.workload import notes
 
 
@@ -73,6 +75,42 @@ def test_a_flush_loses_nothing(platform, records, eventually, broker):
         )
     eventually(records.all_succeeded)
     records.check()
+
+
+@pytest.mark.parametrize("step", REDIS_STEPS)
+def test_another_key_with_a_queues_name_is_moved_aside(platform, eventually, broker, step):
+    platform.start_dispatcher()
+    worker = platform.start_worker("1,1")
+    key = pointer.queue_key("email", step)
+    broker.set(key, "mine")
+    eventually(lambda: not broker.exists(key))
+    [aside] = broker.keys(f"capataz:aside:{key}:*")
+    assert broker.get(aside) == b"mine"
+    task = submit("demo.echo", {"message": "x"}, queue="email")
+    eventually(lambda: state(task) == "succeeded")
+    assert worker.popen.poll() is None
+
+
+def test_another_key_with_the_epochs_name_is_replaced(platform, eventually, broker):
+    broker.rpush(EPOCH_KEY, "x")
+    platform.start_dispatcher()
+    platform.start_worker("1,1")
+    task = submit("demo.echo", {"message": "x"})
+    eventually(lambda: state(task) == "succeeded")
+    assert broker.type(EPOCH_KEY) == b"string"
+
+
+def test_a_worker_waits_while_redis_refuses(platform, eventually, broker):
+    platform.start_dispatcher()
+    worker = platform.start_worker("1,1")
+    broker.delete("_kombu.binding.default")
+    broker.set("_kombu.binding.default", "in the way of kombu's own bookkeeping")
+    broker.client_kill_filter(_type="normal", skipme=True)
+    eventually(lambda: "Redis refuses" in worker.log.read_text())
+    task = submit("demo.echo", {"message": "x"})
+    broker.delete("_kombu.binding.default")
+    eventually(lambda: state(task) == "succeeded")
+    assert worker.popen.poll() is None
 
 
 def test_limits_hold_and_nobody_is_called_dead_while_redis_is_away(

@@ -9,7 +9,7 @@ from django.conf import settings
 
 from capataz.errors import InvalidSubmission
 from capataz.lifecycle.submission import submit
-from capataz.models import Task
+from capataz.models import Task, Worker
 from tests.processes import PATIENCE, celery
 from tests.workload import notes, plain_add, plain_record
 
@@ -49,6 +49,20 @@ def test_a_plain_task_of_a_killed_worker_runs_again_after_its_visibility_timeout
     first.kill()
     platform.start_worker("1,1", CAPATAZ_VISIBILITY_TIMEOUT_SECONDS="6")
     eventually(lambda: notes(file) == ["start", "start", "end"])
+
+
+def test_a_stop_kills_a_plain_task_after_the_grace_and_it_runs_again_at_once(platform, eventually):
+    # So long that only what the stopping worker itself puts back can come again.
+    options = {"CAPATAZ_VISIBILITY_TIMEOUT_SECONDS": "3000"}
+    first = platform.start_worker("1,1", CAPATAZ_SHUTDOWN_GRACE_SECONDS="1", **options)
+    file = f"plain-{uuid.uuid4().hex}.log"
+    plain_record.delay(file, 2 * PATIENCE)
+    eventually(lambda: notes(file) == ["start"])
+    first.popen.terminate()
+    assert first.popen.wait(timeout=PATIENCE) == 0
+    assert Worker.objects.get(pid=first.popen.pid).state == "stopped"
+    platform.start_worker("1,1", **options)
+    eventually(lambda: notes(file) == ["start", "start"])
 
 
 def test_a_plain_task_that_lasts_three_visibility_timeouts_runs_once(platform, eventually):

@@ -184,7 +184,8 @@ class Dispatcher:
             self._check_epoch()
             self._verify(connection, here, everything=False)
 
-    def _verify(self, connection: Connection, here: dict[str, Any], *, everything: bool) -> None:
+    def _verify(self, connection: Connection, here: dict[str, Any], *, everything: bool) -> int:
+        """Publish again what nobody has claimed for too long; returns how many tasks that were."""
         empty = here["queues"] if everything else self._empty_queues(here["queues"])
         parameters = {
             **here,
@@ -199,21 +200,35 @@ class Dispatcher:
         if rows:
             _log.info("publishing %d unclaimed tasks again", len(rows))
             self._publish(Released(*row) for row in rows)
+        return len(rows)
 
     def _empty_queues(self, queues: list[str]) -> list[str]:
         """The queues of which Redis holds no message: whatever they have released is lost."""
+        keys = [pointer.queue_key(queue, step) for queue in queues for step in REDIS_STEPS]
         pipeline = self._redis.pipeline(transaction=False)
-        for queue in queues:
-            for step in REDIS_STEPS:
-                pipeline.llen(pointer.queue_key(queue, step))
+        for key in keys:
+            pipeline.llen(key)
         try:
             lengths: list[Any] = pipeline.execute(raise_on_error=False)
+            for key, length in zip(keys, lengths, strict=True):
+                if isinstance(length, redis.ResponseError):
+                    self._move_aside(key)
         except redis.RedisError as error:
             self._redis_failed(error)
             return []
         count = len(REDIS_STEPS)
         totals = [lengths[index * count : (index + 1) * count] for index in range(len(queues))]
         return [queue for queue, total in zip(queues, totals, strict=True) if not any(map(_number, total))]
+
+    def _move_aside(self, key: str) -> None:
+        """Free the name of a queue's list from something else that has it: no worker could take from there.
+
+        It is not ours, and may be missed.
+        """
+        if self._redis.type(key) not in (b"list", b"none"):
+            aside = f"capataz:aside:{key}:{uuid.uuid4()}"
+            self._redis.renamenx(key, aside)
+            _log.error("the Redis key %s is a queue's and was no list: renamed to %s", key, aside)
 
     # Redis.
 
@@ -231,19 +246,22 @@ class Dispatcher:
             # A restart may have lost the last second even where the epoch is still there.
             if self._redis.get(EPOCH_KEY) is None or restarted:
                 self._redis_forgot()
+        except redis.ResponseError:  # somebody's key of that name is no string
+            self._redis_forgot()
         except redis.RedisError as error:
             self._redis_failed(error)
 
     def _redis_forgot(self) -> None:
         """Redis has lost data, or may have: publish every released task again, at once."""
-        _log.warning("Redis has lost its data or was restarted: publishing everything that is released again")
         here = {"queues": sorted(self._crew.slots), "types": self._crew.all_types(), "most": MOST * 100}
         try:
             self._redis.set(EPOCH_KEY, str(uuid.uuid4()))
         except redis.RedisError as error:
             self._redis_failed(error)
             return
-        self._verify(self._session.connection(), here, everything=True)
+        again = self._verify(self._session.connection(), here, everything=True)
+        if again:
+            _log.warning("Redis has lost its data or was restarted: published %d tasks again", again)
 
     # Rest.
 

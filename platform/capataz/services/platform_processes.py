@@ -14,11 +14,6 @@ from capataz.services.child import ProcessSpec
 from capataz.services.keepsakes import Keepsakes
 
 FLOWER_USER = "capataz"
-WEB_WORKERS = 2
-# Each live stream of the dashboard holds a thread for as long as the page is open.
-WEB_THREADS = 32
-# Seconds that open requests, among them live streams, may go on while the web process stops.
-WEB_GRACE = 4
 
 
 @dataclass(frozen=True)
@@ -63,12 +58,14 @@ class Lineup:
     def _web(self) -> ProcessSpec:
         host = f"[{self.address}]" if ":" in self.address else self.address
         return self._python(
-            "web", "gunicorn", "capataz.wsgi", "--bind", f"{host}:{self.port}",
-            "--worker-class", "gthread", "--workers", str(WEB_WORKERS), "--threads", str(WEB_THREADS),
-            "--graceful-timeout", str(WEB_GRACE),
-            # Else it opens a control socket under $HOME, which may be empty, read-only or shared.
-            "--no-control-socket",
-        )  # fmt: skip
+            "web",
+            "gunicorn",
+            "capataz.wsgi",
+            "-c",
+            "python:capataz.gunicorn",
+            "--bind",
+            f"{host}:{self.port}",
+        )
 
     def _dispatcher(self) -> ProcessSpec:
         return self.manage("dispatcher", "dispatcher")
@@ -91,14 +88,14 @@ class Lineup:
         password = Keepsakes(self.home).password("flower-password")
         login = {"FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{password}"}  # not in argv, which every user can read
         return self._celery(
-            "flower", "flower", "--address=127.0.0.1", f"--port={self.flower_port}", "--logging=warning",
+            "flower", "flower", "--address=127.0.0.1", f"--port={self.flower_port}", "--logging=error",
             cwd=directory, extra=login,
         )  # fmt: skip
 
     def _celery(
         self, name: str, *arguments: str, cwd: Path | None = None, extra: Mapping[str, str] | None = None
     ) -> ProcessSpec:
-        return self._python(name, "celery", "-A", "capataz", *arguments, cwd=cwd, extra=extra)
+        return self._python(name, "celery", "-q", "-A", "capataz", *arguments, cwd=cwd, extra=extra)
 
     def _python(
         self,
@@ -130,6 +127,8 @@ class Lineup:
             "HOME": os.environ.get("HOME") or str(self.home),
             "PYTHONPATH": os.pathsep.join(root for root in roots if root),
             "PYTHONUNBUFFERED": "1",
+            # Celery's eight lines about root: said in one when everything is ready.
+            "PYTHONWARNINGS": "ignore:You're running the worker with superuser privileges",
             "DJANGO_SETTINGS_MODULE": "capataz.settings",
             "CAPATAZ_HOME": str(self.home),
             "DATABASE_URL": self.database_url,

@@ -27,7 +27,7 @@ maxmemory 0
 maxmemory-policy noeviction
 daemonize no
 logfile ""
-loglevel notice
+loglevel warning
 """
 
 

@@ -14,7 +14,7 @@ from capataz.services.errors import StartFailed
 from capataz.services.keepsakes import Keepsakes, is_free
 from capataz.services.lock import HomeLock
 from capataz.services.output import Output
-from capataz.services.platform_processes import Lineup
+from capataz.services.platform_processes import FLOWER_USER, Lineup
 from capataz.services.supervisor import KILL_AFTER, Stopped, Supervisor
 from capataz.services.waiting import eventually
 
@@ -165,6 +165,19 @@ class _Startup:
         )
         self._refresh(supervisor.processes())
         self._output.say(f"ready {lineup.web_url}")
+        self._introduce(lineup)
+
+    def _introduce(self, lineup: Lineup) -> None:
+        """Where to look, and where the passwords are."""
+        place = self._wish.home
+        if (password := place / "admin-password").exists():
+            self._output.say(f"admin   {lineup.web_url}/admin/ as admin, password in {password}")
+        if lineup.flower_url:
+            password = place / "secrets" / "flower-password"
+            self._output.say(f"Flower  {lineup.flower_url} as {FLOWER_USER}, password in {password}")
+        self._output.say(f"logs    {place / 'logs'}")
+        if os.geteuid() == 0:
+            self._output.say("Handlers run as root here: for more than a trial, start as an ordinary user.")
 
     def _refresh(self, processes: list[home.Process]) -> None:
         if self._run is not None:

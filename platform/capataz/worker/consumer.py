@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
+import warnings
 from typing import Any
 
+from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer as StockConsumer
 from celery.worker.consumer.consumer import maybe_shutdown
 from django.conf import settings
@@ -24,6 +27,16 @@ class Consumer(StockConsumer):
         """The connection is lost: what the pool drops now is given back first."""
         self.controller.station.disconnected()
         super().on_close()
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Redis is lost, or it answers and refuses: then it is asked again only after a while."""
+        with warnings.catch_warnings():
+            # Of a change in Celery 6, at every loss: what our tasks do then is not Celery's choice.
+            warnings.simplefilter("ignore", CPendingDeprecationWarning)
+            super().on_connection_error_after_connected(exc)
+        if isinstance(exc, self.channel_errors):
+            _log.warning("Redis refuses, the next try is in a second: %s", exc)
+            time.sleep(RECONNECT)
 
     def register_with_event_loop(self, hub: Any) -> None:
         """The event loop is about to turn."""
