@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
+from django.db.models import F
 
 from capataz.admin.paging import ReadOnlyAdmin
 from capataz.models import Worker
@@ -20,7 +21,7 @@ class WorkerAdmin(ReadOnlyAdmin):
     )  # fmt: skip
     list_filter = ("state",)
     search_fields = ("name",)
-    ordering = ("-id",)
+    ordering = (F("stopped_at").desc(nulls_first=True), "-id")  # the living first
 
     @admin.display(description="CPU %")
     def cpu(self, worker: Worker) -> str:

@@ -102,7 +102,7 @@ def _crontab(schedule: crontab, moment: datetime, *, reverse: bool) -> Iterator[
     times.day_and = True
     if any(field.startswith("*") for field in fields[:2]):
         first, second = tee(times)
-        dues = merge(
+        dues: Iterator[datetime] = merge(
             _each_time(first, schedule.tz, fold=0), _each_time(second, schedule.tz, fold=1), reverse=reverse
         )
     else:
