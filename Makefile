@@ -116,6 +116,10 @@ format: setup ## let ruff format and mend what it can
 bench: setup ## the price of a task, beside plain Celery
 	$(PYTHON) ops/bench/price.py $(ARGS)
 
+.PHONY: chaos
+chaos: setup ## faults at random while tasks run, and a report of what became of them; ARGS="--help"
+	$(PYTHON) -m ops.chaos $(ARGS)
+
 # --- One process alone --------------------------------------------------------------------------------
 # Each joins the platform that runs in CAPATAZ_HOME, or the servers that DATABASE_URL and REDIS_URL name.
 
