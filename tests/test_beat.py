@@ -12,6 +12,7 @@ from django_celery_beat.models import ClockedSchedule, CrontabSchedule, Interval
 from django_celery_results.models import TaskResult
 
 from capataz.beat import Scheduler
+from capataz.lifecycle import scheduling
 from capataz.models import Event, Schedule, Task
 from tests.lifecycle.stage import together
 
@@ -157,11 +158,35 @@ def test_faulty_schedules_hold_nobody_up(new_beat: Any, eventually: Any) -> None
     every_second("no json", kwargs="{")
     every_second("no such payload", task="demo.sleep", kwargs='{"seconds": -1}')
     every_second("nobody knows it", task="no.such.task")
+    for number, (args, kwargs, headers) in enumerate(
+        [("5", "{}", "{}"), ('"x"', "{}", "{}"), ("[]", "[1]", "{}"), ("[]", "7", "{}"), ("[]", "{}", "[1]")]
+    ):
+        every_second(f"wrong kind {number}", args=args, kwargs=kwargs, headers=headers)
+    every_second("a stranger's validation", task="testing.bad_validator", kwargs='{"x": 1}')
+    every_second("plain, without its arguments", task="tests.workload.plain_add")
+    every_second("plain, to no queue", task="tests.workload.plain_add", args="[1, 2]", queue="no-such-queue")
     every_second("good")
     beat = new_beat()
     until_ticked(beat, eventually, lambda: Task.objects.count() >= 2)
     assert {task.submitted_by for task in Task.objects.all()} == {"schedule good"}
-    assert Event.objects.filter(kind="schedule.refused", subject="no such payload").exists()
+    refused = set(Event.objects.filter(kind="schedule.refused").values_list("subject", flat=True))
+    assert refused >= {"no such payload", "a stranger's validation", "plain, without its arguments"}
+
+
+def test_a_schedule_that_is_made_while_beat_reads_is_followed_too(
+    new_beat: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat, meet = new_beat(), scheduling.meet
+
+    def meet_and_be_late(*columns: Any) -> None:
+        meet(*columns)
+        if not PeriodicTask.objects.filter(name="late").exists():
+            every_second("late")
+
+    monkeypatch.setattr(scheduling, "meet", meet_and_be_late)
+    every_second("early")
+    submitters = Task.objects.values_list("submitted_by", flat=True).all
+    until_ticked(beat, eventually, lambda: {"schedule early", "schedule late"} <= set(submitters()))
 
 
 def test_a_type_that_nobody_here_knows_stays_due(new_beat: Any) -> None:

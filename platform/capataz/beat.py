@@ -21,6 +21,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from capataz import handlers
 from capataz.lifecycle import due_times, scheduling
 from capataz.lifecycle.scheduling import Rule, Settlement
+from capataz.models import Schedule
 
 AT_ONCE = 500  # schedules settled in one transaction
 # Until a schedule is looked at again that another beat is settling, or whose task nobody here knows.
@@ -101,6 +102,8 @@ class Scheduler(DatabaseScheduler):
             # Of JSON, of a crontab, of its kind, or of a library that following the sun would need.
             except (ValueError, ImproperlyConfigured) as error:
                 _log.error("schedule %s is not followed: %s", task.name, error)
+            except Schedule.DoesNotExist:
+                pass  # made since we met the others: its making has us read again
 
     def _expect(self, rule: Rule) -> None:
         self._rules[rule.id] = rule
@@ -156,11 +159,21 @@ class Scheduler(DatabaseScheduler):
             with transaction.atomic():
                 mine = scheduling.mark([settlement])
                 for _ in settlement.dues if mine else ():
-                    task.apply_async(rule.args, rule.kwargs, **{**rule.options, "headers": headers})
+                    _apply(task, rule, headers)
             return bool(mine)
         except (BrokerError, OSError) as error:
             _log.error("schedule %s waits for the broker: %s", rule.name, error)
             return False
+
+
+def _apply(task: Any, rule: Rule, headers: dict[str, Any]) -> None:
+    """Send it. What is no fault of the broker is one of the schedule, and holds no other one up."""
+    try:
+        task.apply_async(rule.args, rule.kwargs, **{**rule.options, "headers": headers})
+    except (BrokerError, OSError):
+        raise
+    except Exception as error:
+        scheduling.refuse(rule, error)
 
 
 def _periodic_tasks() -> QuerySet[PeriodicTask]:
@@ -187,15 +200,15 @@ def _since(task: PeriodicTask, now: datetime) -> datetime:
 def _rule(task: PeriodicTask) -> Rule:
     given = {name: getattr(task, name) for name in ("queue", "exchange", "routing_key", "priority")}
     options = {name: value for name, value in given.items() if value is not None}
-    options["headers"] = json.loads(task.headers or "{}")
+    options["headers"] = _of_kind(dict, "headers", task.headers)
     if task.expires_ is not None:
         options["expires"] = task.expires_
     return Rule(
         id=task.pk,
         name=task.name,
         type=task.task,
-        args=json.loads(task.args or "[]"),
-        kwargs=json.loads(task.kwargs or "{}"),
+        args=_of_kind(list, "args", task.args),
+        kwargs=_of_kind(dict, "kwargs", task.kwargs),
         options=options,
         schedule=task.schedule,
         last_due=task.capataz.last_due,
@@ -207,6 +220,15 @@ def _rule(task: PeriodicTask) -> Rule:
         missed_limit=task.capataz.missed_limit,
         overlap=task.capataz.overlap,
     )
+
+
+def _of_kind(kind: type[Any], name: str, text: str | None) -> Any:
+    """The JSON in this field. Raises ValueError if it is something else than a list or an object."""
+    value = json.loads(text) if text else kind()
+    if not isinstance(value, kind):
+        needed = "array" if kind is list else "object"
+        raise ValueError(f"{name} must be a JSON {needed}, not {str(text)[:50]!r}")
+    return value
 
 
 def _wait_for_the_database(error: Exception) -> None:

@@ -13,13 +13,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
 from django.db.models import Case, Count, F, Q, Value, When
 from django.db.models.functions import Now
 from django_celery_beat.models import PeriodicTask
 
 from capataz import database, handlers
-from capataz.errors import CapatazError
 from capataz.lifecycle import due_times, notes, submission
 from capataz.lifecycle.submission import Submission
 from capataz.models import Schedule, Task
@@ -161,14 +160,21 @@ def _submit(wanted: Sequence[tuple[Rule, Sequence[datetime]]]) -> None:
     """Submit for all of these at once; where one is refused, for each alone."""
     try:
         submission.submit_many([_submission(rule, due) for rule, dues in wanted for due in dues])
-    except CapatazError as error:
+    except DatabaseError:
+        raise
+    except Exception as error:  # a handler's own validation may raise whatever it likes
         if len(wanted) > 1:
             for each in wanted:
                 _submit([each])
             return
         [(rule, _)] = wanted
-        _log.error("schedule %s: its task is refused: %s", rule.name, error)
-        notes.tell("schedule.refused", subject=rule.name, error=str(error)[:500])
+        refuse(rule, error)
+
+
+def refuse(rule: Rule, error: Exception) -> None:
+    """Say that a due time of this schedule passes without its task, and why."""
+    _log.error("schedule %s: its task is refused: %s", rule.name, error)
+    notes.tell("schedule.refused", subject=rule.name, error=str(error)[:500])
 
 
 def _submission(rule: Rule, due: datetime) -> Submission:
