@@ -189,6 +189,13 @@ def forged_messages(task_ids):
     for limits in ([None, "x"], ["x", None], "12", [1], [-1, 2], [True, 1], [1e400, 1], {"a": 1}, [[1], 2]):
         told = {**plain, "task": "tests.workload.plain_add", "timelimit": limits}
         yield json.dumps({**good, "headers": told, "body": "[[1, 2], {}, {}]"}).encode()
+    # Older protocols have their limits in the body, and this one's header is no pointer's.
+    legacy = {"task": "tests.workload.plain_add", "id": "1", "args": [1, 2], "kwargs": {}}
+    for headers in ({}, {"task": "tests.workload.plain_add"}, {**plain, "task": "tests.workload.plain_add"}):
+        body = json.dumps({**legacy, "timelimit": ["x", "x"]})
+        yield json.dumps({**good, "headers": headers, "body": body}).encode()
+    disguised = {**plain, "task": "tests.workload.plain_add", pointer.HEADER: [], "timelimit": ["x", "x"]}
+    yield json.dumps({**good, "headers": disguised, "body": "[[1, 2], {}, {}]"}).encode()
     pickled = {**good, "content-type": "application/x-python-serialize", "content-encoding": "binary"}
     yield json.dumps({**pickled, "headers": {**plain, "task": "tests.workload.plain_add"}}).encode()
     yield json.dumps({**good, "headers": {**plain, "task": "demo.echo"}}).encode()

@@ -7,12 +7,13 @@ import time
 import warnings
 from typing import Any
 
+from celery import current_app
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer as StockConsumer
 from celery.worker.consumer.consumer import maybe_shutdown
 from django.conf import settings
 
-from capataz import pointer
+from capataz import handlers, pointer
 
 RECONNECT = 1.0  # seconds between two tries; the stock steps grow to 30
 MAX_TIME_LIMIT = 366 * 24 * 3600.0  # seconds that a plain task may ask for
@@ -66,8 +67,8 @@ class Consumer(StockConsumer):
         passing = self.connection_errors
 
         def on_task_received(message: Any) -> None:
-            if why := _fault(message.headers):
-                _log.warning("dropped a plain task: %s", why)
+            if why := _fault(message):
+                _log.warning("dropped a message: %s", why)
                 message.reject_log_error(_log, passing)
                 return
             try:
@@ -90,12 +91,22 @@ class Consumer(StockConsumer):
         super().on_unknown_task(body, message, exc)
 
 
-def _fault(headers: Any) -> str:
-    """Why workers must not take a message with these headers; empty if they may."""
-    if pointer.is_pointer(headers):
-        return ""
-    told = headers if isinstance(headers, dict) else {}
-    if settings.PLAIN_TASKS and told.get("task") not in settings.PLAIN_TASKS:
+def _fault(message: Any) -> str:
+    """Why workers must not take this message; empty if they may."""
+    told = message.headers if isinstance(message.headers, dict) else {}
+    name = told.get("task")
+    if not isinstance(name, str):
+        return "no header names it: older protocols of Celery are not spoken here"
+    return "" if handlers.is_registered(name) else _fault_of_plain(name, told, message)
+
+
+def _fault_of_plain(name: str, told: dict[str, Any], message: Any) -> str:
+    if _is_of_another_protocol(message):  # which hides its limits in the body
+        return "its body is not of Celery's message protocol 2"
+    if pointer.is_pointer(told):
+        # A type that a newer version knows: Celery calls it an unknown task.
+        return "it points to handlers' tasks, and names none of them" if name in current_app.tasks else ""
+    if settings.PLAIN_TASKS and name not in settings.PLAIN_TASKS:
         return "CAPATAZ_PLAIN_TASKS does not name it"
     # The pool meets these when a child begins: there a text makes the whole worker exit, and every worker
     # that is sent the task after it.
@@ -105,6 +116,13 @@ def _fault(headers: Any) -> str:
     ):
         return "its time limits are no numbers of seconds"
     return ""
+
+
+def _is_of_another_protocol(message: Any) -> bool:
+    try:
+        return not isinstance(message.payload, list)
+    except Exception:
+        return False  # what cannot be decoded is refused by Celery
 
 
 def _is_time_limit(limit: Any) -> bool:

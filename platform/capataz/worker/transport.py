@@ -54,8 +54,8 @@ class QoS(stock.QoS):
             return
         try:
             in_redis()
-        except Exception:
-            _log.warning("could not settle a delivery; it will come again", exc_info=True)
+        except Exception as error:
+            _log.warning("could not settle a delivery; it will come again: %r", error)
             virtual.QoS.ack(self, delivery_tag)
 
     def restore_unacked(self, client: Any = None) -> None:
