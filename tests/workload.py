@@ -11,6 +11,7 @@ from typing import Any
 from celery import shared_task
 from celery.worker.control import control_command, ok
 from django.conf import settings
+from pydantic import BaseModel, field_validator
 
 from capataz.errors import Discard, SoftTimeLimitExceeded
 from capataz.handlers import RunningTask, handler
@@ -97,6 +98,13 @@ def misbehave(task: RunningTask, payload: dict[str, Any]) -> Any:
             child = subprocess.Popen(["sleep", "300"])
             note(payload["file"], str(child.pid))
             _hang()
+        case "daemon":
+            if os.fork() == 0:  # it outlives everybody, and has every descriptor that this child has
+                os.setsid()
+                note(payload["file"], str(os.getpid()))
+                time.sleep(600)
+                os._exit(0)
+            time.sleep(600)
         case "nul_error":
             raise ValueError("bad \x00 \ud800 text")
         case "thread":
@@ -164,6 +172,20 @@ def exclusive(task: RunningTask, payload: dict[str, Any]) -> Any:
 
 
 _kept: list[bytes] = []
+
+
+class Suspicious(BaseModel):
+    x: int
+
+    @field_validator("x")
+    @classmethod
+    def _trusts_nobody(cls, value: int) -> int:
+        raise RuntimeError("validators may raise what they like")
+
+
+@handler("testing.bad_validator", payload=Suspicious)
+def bad_validator(task: RunningTask, payload: Suspicious) -> None:
+    raise AssertionError("never runs")
 
 
 @handler("testing.pid", retry=never(), time_limit=60)

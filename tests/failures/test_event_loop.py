@@ -1,6 +1,8 @@
 """A worker that lives and does not consume: its event loop is deaf, or stands still."""
 
 import os
+import signal
+import time
 
 import pytest
 import redis
@@ -77,6 +79,16 @@ def test_a_worker_whose_event_loop_stands_still_gives_its_tasks_back_and_exits(
     task.refresh_from_db()
     assert (task.losses, task.worker_losses) == (0, 0)
     assert len(notes(file)) == 3  # begun twice, ended once
+
+
+def test_a_worker_that_slept_with_its_machine_is_not_taken_for_hung(platform, eventually):
+    worker = platform.start_worker("1,1", CAPATAZ_HUNG_SECONDS="2")
+    worker.signal(signal.SIGSTOP)
+    time.sleep(5)
+    worker.signal(signal.SIGCONT)
+    beats = {worker.worker().heartbeat_at}
+    eventually(lambda: beats.add(worker.worker().heartbeat_at) or len(beats) > 4)
+    assert worker.is_alive()
 
 
 def test_a_message_that_was_lost_with_the_connection_is_announced_anew(

@@ -5,7 +5,11 @@ import time
 import psutil
 import pytest
 from django.db import OperationalError, connection, connections
+from django.db.models.functions import Now
+from psycopg.errors import LockNotAvailable
 
+from capataz.lifecycle.cancellation import cancel
+from capataz.lifecycle.retry import retry
 from capataz.lifecycle.submission import submit
 from capataz.models import Attempt, Task, Worker
 from tests.workload import notes
@@ -105,3 +109,19 @@ def test_an_exclusive_task_is_stopped_by_a_worker_that_is_cut_off(platform, serv
     eventually(lambda: Task.objects.get(pk=innocent.pk).state == "succeeded")
     assert Task.objects.get(pk=task.pk).losses == 0
     assert len(notes(f"innocent-{file}")) == 2
+
+
+@pytest.mark.parametrize(("move", "before"), [(cancel, "queued"), (retry, "dead")])
+def test_a_person_does_not_wait_long_for_a_row_that_somebody_holds(transactional_db, move, before):
+    task = submit("demo.echo", {"message": "x"})
+    Task.objects.filter(pk=task.pk).update(state=before, finished_at=Now() if before == "dead" else None)
+    other = connection.copy()
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("BEGIN")
+            cursor.execute("SELECT 1 FROM capataz_task WHERE id = %s FOR UPDATE", [task.pk])
+            with pytest.raises(OperationalError) as caught:
+                move(task)
+    finally:
+        other.close()
+    assert isinstance(caught.value.__cause__, LockNotAvailable)

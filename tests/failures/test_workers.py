@@ -6,6 +6,7 @@ import time
 import psutil
 import pytest
 from celery import current_app
+from django.db import connection
 
 from capataz.lifecycle.submission import submit
 from capataz.models import Attempt, Event, Task, Worker
@@ -174,10 +175,37 @@ def test_a_worker_that_is_asked_to_stop_gives_its_tasks_back_unspent(platform, r
 
 
 def test_killing_a_worker_leaves_no_process_behind(platform, eventually):
+    platform.start_dispatcher()
     worker = platform.start_worker("3,3")
     family = eventually(lambda: len(worker.children()) >= 3 and worker.children())
+    for _ in range(2):
+        submit("demo.sleep", {"seconds": 3000})
+    eventually(lambda: Task.objects.filter(state="running").count() == 2)
     worker.kill()
     eventually(lambda: not any(child.is_running() and child.status() != "zombie" for child in family))
+
+
+def test_what_a_task_left_behind_does_not_keep_the_sessions_of_a_dead_worker(platform, eventually):
+    dispatcher = platform.start_dispatcher()
+    worker = platform.start_worker("1,1")
+    file = f"daemon-{time.time_ns()}.log"
+    submit("testing.misbehave", {"how": "daemon", "file": file}, time_limit=600)
+    [lingering] = eventually(lambda: notes(file))
+    eventually(lambda: len(worker.worker().backends) == 2)
+    sessions = {pid for pid, _ in worker.worker().backends}
+    dispatcher.kill()  # it would end them itself
+    try:
+        worker.kill()
+        eventually(lambda: not sessions & living_sessions())
+        assert psutil.pid_exists(int(lingering))
+    finally:
+        psutil.Process(int(lingering)).kill()
+
+
+def living_sessions():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pid FROM pg_stat_activity")
+        return {pid for [pid] in cursor.fetchall()}
 
 
 def test_the_hard_limit_kills_the_whole_family_of_a_task(platform, eventually):

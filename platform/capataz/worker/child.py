@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -51,6 +52,8 @@ class Wear:
 STEP, PROGRESS = "step", "progress"
 SUCCEEDED, FAILED, INTERRUPTED = "succeeded", "failed", "interrupted"
 
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
 ERROR_LENGTH = 2_000
 TRACEBACK_LENGTH = 20_000
 
@@ -70,9 +73,18 @@ def prepare() -> None:
     if _channel is not None:
         _channel.reports.close_parents_end()
     os.setpgid(0, 0)
+    _die_with_parent()
     _raise_oom_score(500)
     signal.signal(signal.SIGALRM, _on_soft_time_limit)
     signal.signal(signal.SIGUSR2, _on_cancel)
+
+
+def _die_with_parent() -> None:
+    """Nobody would hear of what a child of a dead parent does, and its tasks are run elsewhere."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we had asked
+        os._exit(os.EX_UNAVAILABLE)
 
 
 def run_bundle(pipe: int, serial: int, task_type: str, items: list[tuple[Any, ...]]) -> None:

@@ -6,6 +6,7 @@ one is, so that a parent that hangs is not taken for one that works.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import threading
@@ -24,6 +25,8 @@ from capataz.lifecycle import presence
 from capataz.lifecycle.presence import Sign
 
 LOAD_EVERY = 2.0  # seconds between two measurements of CPU and memory
+
+STDERR = 2  # Celery has put something without a descriptor in the place of sys.stderr
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class Heartbeat(threading.Thread):
         self._on_deaf = on_deaf
         self._on_beat = on_beat
         self._processes = processes
+        self._seems_hung = False
         self.session = Session("heartbeat", on_connect=self._hold_lock)
         self._stopping = threading.Event()
         self._load = Load()
@@ -104,8 +108,11 @@ class Heartbeat(threading.Thread):
     def _beat(self) -> None:
         sign = self._sign()
         sign.cpu_percent, sign.ram_mb = self._load.measure()
-        if sign.phase == "running" and sign.loop_lag > settings.HUNG:
+        # At two beats: after a sleep of the whole process, as with its machine, the loop turns soon.
+        seemed_hung, self._seems_hung = self._seems_hung, sign.loop_lag > settings.HUNG
+        if sign.phase == "running" and seemed_hung and self._seems_hung:
             _log.critical("the event loop has been silent for %.0f s: giving everything back", sign.loop_lag)
+            faulthandler.dump_traceback(STDERR)  # where it stands, for whoever has to find out why
             self._on_hung()
         connection = self.session.connection()
         sign.backends = [backend for backend in (self.session.backend, *sign.backends) if backend]
