@@ -15,6 +15,16 @@ from capataz.servers import ENGINE_SESSION, session_options
 Connection = psycopg.Connection[TupleRow]
 
 
+# Milliseconds that a person or a remote command waits for a row that somebody else holds.
+PATIENCE = 2000
+
+
+def be_impatient() -> None:
+    """In the caller's transaction, which has to be Django's: wait for no lock longer than PATIENCE."""
+    with django_connection.cursor() as cursor:
+        cursor.execute(f"SET LOCAL lock_timeout = {PATIENCE}")
+
+
 class Session:
     """One connection of one thread, made when it is first needed and again after it was closed.
 

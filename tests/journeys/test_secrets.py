@@ -61,7 +61,7 @@ MISSES = (
     "refused",
     "no database",
     "cannot register",
-    "Redis cannot be reached",
+    "Redis cannot be used",
     "no connection",
     "waits for",
 )

@@ -179,6 +179,12 @@ def test_it_can_be_switched_off(worker: StagedWorker, settings: Any) -> None:
     assert current_app.AsyncResult(str(ended.pk)).get(timeout=5) == 1
 
 
+def test_a_task_is_found_by_the_id_that_its_client_gave_it(worker: StagedWorker) -> None:
+    result = current_app.tasks["demo.echo"].apply_async(kwargs={"message": "x"}, task_id="order 17")
+    worker.end(worker.run(Task.objects.get(pk=result.id)), result="3")
+    assert current_app.AsyncResult("order 17").get(timeout=5) == 3
+
+
 def test_the_end_of_a_task_and_its_record_are_one_transaction(worker: StagedWorker) -> None:
     [task] = tasks(1)
     [grant] = worker.run(task)

@@ -217,6 +217,9 @@ def _unavailable(error: Exception) -> Problem:
     headers = {"Retry-After": str(RETRY_AFTER)}
     if isinstance(cause, psycopg.errors.QueryCanceled):
         return Problem(503, "too_slow", "The answer takes too long; ask for less.", headers=headers)
+    if isinstance(cause, psycopg.errors.LockNotAvailable):
+        detail = "Somebody else is changing this just now; try again."
+        return Problem(503, "locked", detail, headers=headers)
     _log.warning("a request found no database: %s", type(cause or error).__name__)
     return Problem(503, "database_unavailable", "The database cannot be reached now.", headers=headers)
 

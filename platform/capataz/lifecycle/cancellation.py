@@ -23,6 +23,7 @@ def cancel(task: Task, *, reason: str = "", by: str = "") -> Task:
     A task that is cancelled already is returned as it is. Raises IllegalMove if it has ended otherwise.
     """
     with transaction.atomic():
+        database.be_impatient()
         if _cancel_waiting(task):
             task_results.record(database.driver(), [Record(task.pk)])
             notes.tell("task.cancelled", task=task, because=reason, by=by)

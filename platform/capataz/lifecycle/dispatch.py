@@ -19,6 +19,7 @@ from typing import Any
 import psycopg
 import redis
 from django.conf import settings
+from redis.exceptions import NoPermissionError
 
 from capataz import pointer
 from capataz.database import Connection, Session
@@ -236,20 +237,27 @@ class Dispatcher:
         return time.monotonic() >= self._redis_back_at
 
     def _redis_failed(self, error: redis.RedisError) -> None:
-        _log.warning("Redis cannot be reached, releasing waits a second: %s", error)
+        # Of a failed pipeline the text begins with the whole command.
+        _log.warning("Redis cannot be used, releasing waits a second: %s", str(error)[-200:])
         self._redis_back_at = time.monotonic() + 1.0
 
     def _check_epoch(self) -> None:
         try:
-            run_id = self._redis.info("server")["run_id"]
+            run_id = self._run_id()
             restarted, self._redis_run = self._redis_run not in (None, run_id), run_id
             # A restart may have lost the last second even where the epoch is still there.
-            if self._redis.get(EPOCH_KEY) is None or restarted:
+            if restarted or self._redis.type(EPOCH_KEY) != b"string":
                 self._redis_forgot()
-        except redis.ResponseError:  # somebody's key of that name is no string
-            self._redis_forgot()
         except redis.RedisError as error:
             self._redis_failed(error)
+
+    def _run_id(self) -> str | None:
+        """Which run of Redis this is; None where we may not know."""
+        try:
+            run_id: str | None = self._redis.info("server").get("run_id")
+            return run_id
+        except NoPermissionError:
+            return None
 
     def _redis_forgot(self) -> None:
         """Redis has lost data, or may have: publish every released task again, at once."""

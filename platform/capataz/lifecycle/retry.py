@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.db import transaction
 from django.db.models.functions import Now
 
+from capataz import database
 from capataz.errors import IllegalMove
 from capataz.lifecycle import notes, task_results, wakeup
 from capataz.models import Task
@@ -19,6 +20,7 @@ def retry(task: Task, *, by: str = "") -> Task:
     Raises IllegalMove unless it is dead, cancelled or expired.
     """
     with transaction.atomic():
+        database.be_impatient()
         ended = Task.objects.filter(pk=task.pk, state__in=RETRYABLE)
         moved = ended.update(
             state=State.QUEUED,

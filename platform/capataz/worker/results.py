@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 from celery import states as celery_states
@@ -48,10 +47,7 @@ class ResultBackend(DatabaseBackend):
 
 
 def _own_task(task_id: str) -> Task | None:
-    try:
-        return Task.objects.filter(pk=uuid.UUID(str(task_id))).first()
-    except ValueError:
-        return None
+    return Task.objects.called(str(task_id)).first()
 
 
 def _meta(task: Task) -> dict[str, Any]:
