@@ -26,8 +26,7 @@ BENCHMARKS := $(wildcard tests/benchmarks)
 PROCESSES ?= $(if $(ARGS),0,4)
 PYTEST = pytest -n $(PROCESSES)
 
-AUTOSCALE ?= 10,2
-WEB_PORT = $${PORT:-3000}
+AUTOSCALE ?= $(or $(MAX_CONCURRENT_JOBS),10),1
 
 # --- From nothing -------------------------------------------------------------------------------------
 
@@ -125,7 +124,7 @@ chaos: setup ## faults at random while tasks run, and a report of what became of
 
 .PHONY: web
 web: setup ## the web process alone, on PORT
-	$(BIN)/gunicorn capataz.wsgi -c python:capataz.gunicorn --bind 127.0.0.1:$(WEB_PORT) $(ARGS)
+	$(BIN)/gunicorn capataz.wsgi -c python:capataz.gunicorn $(ARGS)
 
 .PHONY: worker
 worker: setup ## one worker alone, with AUTOSCALE=max,min children

@@ -98,6 +98,7 @@ WORDS = {
     "EMAIL_PASSWORD": "The password of the SMTP login.",
     "EMAIL_USE_TLS": "Whether to ask the SMTP server for STARTTLS.",
     "DEFAULT_FROM_EMAIL": "The sender of messages.",
+    "EMAIL_ALLOWED_DOMAINS": "Recipients outside these domains are refused; empty: mail may go anywhere.",
 }
 
 UNITS = {

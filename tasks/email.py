@@ -121,7 +121,7 @@ def send(task: RunningTask, email: Email) -> dict[str, Any]:
 
 def _check_domains(email: Email) -> None:
     """Keep to EMAIL_ALLOWED_DOMAINS, if that setting names any."""
-    allowed = {domain.lower() for domain in getattr(settings, "EMAIL_ALLOWED_DOMAINS", ())}
+    allowed = {domain.lower() for domain in settings.EMAIL_ALLOWED_DOMAINS}
     strangers = {address.rpartition("@")[2].lower() for address in email.recipients} - allowed
     if allowed and strangers:
         raise Discard(f"no e-mail is sent to {', '.join(sorted(strangers))}: see EMAIL_ALLOWED_DOMAINS")

@@ -59,6 +59,20 @@ def env(monkeypatch, tmp_path):
             {"REDIS_URL": "redis://one:6379/0", "REDIS_HOST": "other"},
             "REDIS_URL and REDIS_HOST contradict each other",
         ),
+        (
+            {"REDIS_URL": "redis://:a@one:6379/0", "REDIS_PASSWORD": "b"},
+            "REDIS_URL and REDIS_PASSWORD contradict each other",
+        ),
+        (
+            {"REDIS_URL": "redis://one:6379/0", "REDIS_PASSWORD": "b"},
+            "REDIS_URL and REDIS_PASSWORD contradict each other",
+        ),
+        (
+            {"DATABASE_URL": "postgresql://u@db/x", "DB_PASSWORD": "b"},
+            "DATABASE_URL and DB_PASSWORD contradict each other",
+        ),
+        ({"DATABASE_URL": "postgresql://u@db/x", "DB_PORT": "5433"}, "DATABASE_URL and DB_PORT contradict"),
+        ({"CAPATAZ_HEARTBEAT_SECONDS": "10"}, "CAPATAZ_HEARTBEAT_SECONDS must fit twice into"),
         ({"CAPATAZ_HANDLERS": "nope.mod"}, "CAPATAZ_HANDLERS names 'nope.mod': there is no module 'nope'"),
         ({"CAPATAZ_HANDLERS": "tasks.nope"}, "there is no module 'tasks.nope'"),
     ],

@@ -1,7 +1,7 @@
 """The witness: what handlers wrote about themselves, one line per start and end.
 
-A line is ``start|end|failed <task id> <start number> <child's pid> <worker's pid> <seconds>``. The seconds are those
-of CLOCK_MONOTONIC, which all processes of a machine share and no clock fault touches.
+A line is ``start|end|failed <task id> <start number> <child's pid> <worker's pid> <seconds>``. The seconds
+are those of CLOCK_MONOTONIC, which all processes of a machine share and no clock fault touches.
 """
 
 from __future__ import annotations

@@ -22,6 +22,14 @@ def servers_are_configured(**_: Any) -> list[CheckMessage]:
 @register()
 def beats_fit_into_the_timeout(**_: Any) -> list[CheckMessage]:
     """A worker must be able to miss beats without being robbed."""
+    if settings.HEARTBEAT * 2 > settings.LOOKS_WITH_FREE_LOCK:  # the looks are a second apart
+        return [
+            Error(
+                "CAPATAZ_HEARTBEAT_SECONDS must fit twice into CAPATAZ_LOOKS_WITH_FREE_LOCK seconds",
+                hint="the defaults are 1 and 3",
+                id="capataz.E002",
+            )
+        ]
     if settings.LOOKS_WITH_FREE_LOCK >= settings.LOOKS_WITHOUT_BEAT:
         return [
             Error(

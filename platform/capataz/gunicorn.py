@@ -1,5 +1,12 @@
 """How Gunicorn serves the web process, wherever it is started: ``gunicorn -c python:capataz.gunicorn``."""
 
+import os
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "capataz.settings")
+
+from django.conf import settings
+
+bind = f"127.0.0.1:{settings.PORT}"
 worker_class = "gthread"
 workers = 2
 # Each live stream of the dashboard holds a thread for as long as the page is open.

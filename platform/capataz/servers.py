@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from environs import Env, EnvError
 from psycopg import ProgrammingError
@@ -69,7 +69,8 @@ def database_url(env: Env) -> str | None:
             raise _unreadable(f"the port in DATABASE_URL {_A_PORT}")
         if "://" in url and "@" in str(parts.get("dbname") or ""):
             raise _unreadable("DATABASE_URL has an @ after its /")
-        _refuse_conflict("DATABASE_URL", "DB_", parts, given)
+        unsaid = {"port": "5432", "password": ""} if "host" in parts else {}
+        _refuse_conflict("DATABASE_URL", "DB_", {**unsaid, **parts}, given)
         return str(url)
     if "host" in given:
         return make_conninfo(**{"dbname": "queue_system", "user": "postgres", **given})
@@ -94,7 +95,11 @@ def redis_url(env: Env) -> str | None:
         if parts.scheme not in ("redis", "rediss"):
             raise EnvError("REDIS_URL must start with redis:// or rediss://")
         try:
-            found = {"host": parts.hostname, "port": str(parts.port or 6379)}
+            found = {
+                "host": parts.hostname,
+                "port": str(parts.port or 6379),
+                "password": unquote(parts.password or ""),
+            }
         except ValueError:
             raise _unreadable(f"the port in REDIS_URL {_A_PORT}") from None
         if "@" in parts.path + parts.query + parts.fragment:
@@ -103,7 +108,7 @@ def redis_url(env: Env) -> str | None:
             raise EnvError(
                 "REDIS_URL must have its password before the @: what follows it is printed in logs"
             )
-        given = {"host": host, "port": port}
+        given = {"host": host, "port": port, "password": password}
         _refuse_conflict("REDIS_URL", "REDIS_", found, {k: v for k, v in given.items() if v})
         return str(url)
     if host:

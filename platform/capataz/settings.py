@@ -128,6 +128,7 @@ _email_port: int = env.int("EMAIL_PORT", 2525, validate=Range(1, 65535))
 _email_user: str = env.str("EMAIL_USER", "")
 _email_password: str = env.str("EMAIL_PASSWORD", "")
 _email_tls: bool = env.bool("EMAIL_USE_TLS", False)
+_email_allowed_domains: list[str] = env.list("EMAIL_ALLOWED_DOMAINS", [])
 _email_from: str = env.str("DEFAULT_FROM_EMAIL", "capataz@localhost")
 
 
@@ -239,6 +240,7 @@ SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 
 EMAIL_HOST, EMAIL_PORT = _email_host, _email_port
 EMAIL_HOST_USER, EMAIL_HOST_PASSWORD, EMAIL_USE_TLS = _email_user, _email_password, _email_tls
+EMAIL_ALLOWED_DOMAINS = _email_allowed_domains
 EMAIL_TIMEOUT = 20  # seconds: below every e-mail handler's soft limit
 DEFAULT_FROM_EMAIL = _email_from
 

@@ -22,6 +22,7 @@ SERVERS_WITHIN = 120  # seconds; after a crash they repair themselves first
 PLATFORM_WITHIN = 120  # seconds, on a slow machine
 # A process that has died this often before it was ready once is not going to live.
 TOO_MANY_DEATHS = 4
+LAST_WORDS = 2.0  # seconds that a worker has after the grace
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Wish:
     min_concurrency: int
     max_concurrency: int
     flower: bool
+    grace: float  # seconds that workers have for their running tasks when everything stops
+
+    @property
+    def kill_after(self) -> float:
+        """Seconds from the beginning of a stop to the killing of what is left."""
+        return max(KILL_AFTER, self.grace + LAST_WORDS)
 
 
 # Whether a worker has registered itself for each of these pids, in the database of this URL.
@@ -62,7 +69,7 @@ def bring_up(wish: Wish, registered: Registered) -> None:
 def _refuse_taken_port(wish: Wish) -> None:
     # A run.json that is still there was left by a supervisor that was killed: its processes are
     # ending just now.
-    patience = KILL_AFTER if home.run_file(wish.home).exists() else 0
+    patience = wish.kill_after if home.run_file(wish.home).exists() else 0
     if not eventually(lambda: is_free(wish.address, wish.port), patience):
         place = f"{wish.address}:{wish.port}"
         raise StartFailed(f"{place} cannot be used, or is taken. Choose a port with --port, or set PORT.")
@@ -76,7 +83,7 @@ class _Startup:
         self._run: home.Run | None = None
 
     def run(self) -> None:
-        with Supervisor(self._output, self._refresh) as supervisor:
+        with Supervisor(self._output, self._refresh, kill_after=self._wish.kill_after) as supervisor:
             try:
                 servers = self._start_servers(supervisor)
                 lineup = self._lineup(servers)

@@ -32,7 +32,7 @@ from capataz.services.output import Output
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 # Seconds from the beginning of a stop. Workers give their tasks back within ten; a stop takes fifteen.
 KILL_AFTER = 12.0
-KILL_SERVERS_AFTER = 14.5
+SERVERS_HAVE = 2.5  # more than the others
 # A process that lives this long has recovered; one that does not waits longer before each start.
 STABLE_AFTER = 10.0
 LONGEST_WAIT = 10.0
@@ -69,14 +69,17 @@ class Supervisor:
 
     Use it as a context manager, in the main thread: leaving the block stops everything. Platform processes
     are stopped first and all at once, servers last. If this process is killed, the children get their death
-    signals, and what is left of them after KILL_AFTER seconds is killed.
+    signals, and what is left of them after ``kill_after`` seconds is killed.
     """
 
     def __init__(
         self,
         output: Output,
         on_change: Callable[[list[home.Process]], None] | None = None,
+        *,
+        kill_after: float = KILL_AFTER,
     ) -> None:
+        self._kill_after = kill_after
         self._output = output
         self._on_change = on_change or (lambda processes: None)
         self._places: dict[str, Place] = {}
@@ -165,8 +168,8 @@ class Supervisor:
         self._stopping_since = began
         platform = [place for place in self._places.values() if not place.spec.is_server]
         servers = [place for place in self._places.values() if place.spec.is_server]
-        self._end(platform, began + KILL_AFTER)
-        self._end(servers, began + KILL_SERVERS_AFTER)
+        self._end(platform, began + self._kill_after)
+        self._end(servers, began + self._kill_after + SERVERS_HAVE)
         self._end_descendants()
         self._dismiss_watch()
 
@@ -293,7 +296,9 @@ class Supervisor:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def _appoint_watch(self) -> None:
-        self._watch = _start_undertaker([_registration(child) for child in self._children()])
+        self._watch = _start_undertaker(
+            [_registration(child) for child in self._children()], self._kill_after
+        )
 
     def _tell_watch(self, line: str) -> None:
         if self._watch is None:
@@ -317,10 +322,10 @@ def _registration(child: Child) -> str:
     return f"+{child.pid} {home.start_time(child.pid) or 0}"
 
 
-def _start_undertaker(leaders: list[str]) -> subprocess.Popen[str]:
+def _start_undertaker(leaders: list[str], kill_after: float) -> subprocess.Popen[str]:
     script = Path(undertaker.__file__)
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(script), str(KILL_AFTER), *leaders],
+        [sys.executable, "-I", "-S", str(script), str(kill_after), *leaders],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -61,6 +61,7 @@ class Command(BaseCommand):
             min_concurrency=least,
             max_concurrency=most,
             flower=options["flower"],
+            grace=settings.SHUTDOWN_GRACE,
         )
         try:
             bring_up(wish, have_registered)
