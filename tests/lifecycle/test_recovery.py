@@ -9,7 +9,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from capataz.database import Session
-from capataz.lifecycle import recovery
+from capataz.lifecycle import presence, recovery
 from capataz.lifecycle.cancellation import cancel
 from capataz.lifecycle.recovery import Recovery, bury, recover, verdict
 from capataz.lifecycle.scheduling import database_now
@@ -165,15 +165,33 @@ def test_a_look_leaves_the_locks_it_tried_free(hire: Hire, watching: Recovery, s
 
 
 def test_a_burial_is_an_event_that_says_why(worker: StagedWorker, session: Any) -> None:
-    bury(session, worker.id, [], "because of the test")
+    bury(session, worker.id, worker.row().heartbeat_at, [], "because of the test")
     [event] = Event.objects.filter(worker_id=worker.id, kind="worker.lost")
     assert event.detail == {"because": "because of the test"}
+
+
+def test_a_worker_that_has_beaten_since_it_was_looked_at_is_not_buried(
+    worker: StagedWorker, session: Any
+) -> None:
+    seen = worker.row().heartbeat_at
+    assert worker.beat()
+    assert not bury(session, worker.id, seen, [worker.session.backend], "too late")
+    assert worker.row().state == "running"
+    assert worker.beat()  # its session is alive too
+    assert not Event.objects.filter(kind="worker.lost").exists()
+
+
+def test_a_worker_that_has_stopped_meanwhile_is_not_buried(worker: StagedWorker, session: Any) -> None:
+    seen = worker.row().heartbeat_at
+    presence.unregister(worker.connection, worker.id)
+    assert not bury(session, worker.id, seen, [], "too late")
+    assert worker.row().state == "stopped"
 
 
 def test_a_buried_worker_is_granted_nothing_and_told_so(worker: StagedWorker, session: Any) -> None:
     [task] = tasks(1)
     release(task)
-    bury(session, worker.id, [], "test")
+    bury(session, worker.id, worker.row().heartbeat_at, [], "test")
     assert worker.claim(task) == []
     assert worker.beat() is False
 
@@ -186,7 +204,7 @@ def test_a_burial_ends_the_sessions_that_the_worker_has_left(
     worker.run(task)
     with pytest.raises(Exception, match=r"terminat|closed|lost"), worker.connection.transaction():
         worker.connection.execute("SELECT 1 FROM capataz_task FOR UPDATE")
-        bury(session, worker.id, [worker.session.backend], "test")
+        bury(session, worker.id, worker.row().heartbeat_at, [worker.session.backend], "test")
         eventually(lambda: recover(session, worker.id))
         worker.connection.execute("SELECT 1")
     assert now(task).state == State.QUEUED
@@ -194,7 +212,7 @@ def test_a_burial_ends_the_sessions_that_the_worker_has_left(
 
 def test_a_session_that_only_has_the_same_pid_is_left_alone(worker: StagedWorker, session: Any) -> None:
     pid, _ = worker.session.backend or (0, "")
-    bury(session, worker.id, [[pid, "2001-01-01 00:00:00+00"]], "test")
+    bury(session, worker.id, worker.row().heartbeat_at, [[pid, "2001-01-01 00:00:00+00"]], "test")
     assert worker.connection.execute("SELECT 1").fetchone() == (1,)
 
 
@@ -204,7 +222,7 @@ def test_what_the_dead_may_have_taken_out_of_redis_is_announced_anew(
     [here], [there] = tasks(1), tasks(1, queue="email")
     release(here, there)
     Worker.objects.filter(pk=worker.id).update(queues=["default"])
-    bury(session, worker.id, [], "test")
+    bury(session, worker.id, worker.row().heartbeat_at, [], "test")
     assert (now(here).released_at, now(there).released_at is None) == (None, False)
 
 

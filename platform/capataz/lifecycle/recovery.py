@@ -69,11 +69,11 @@ class Recovery(threading.Thread):
         self._mind_the_gap(connection)
         workers = connection.execute(statement("silent_workers"), {"lock": presence.LOCK_CLASS}).fetchall()
         self._sightings = {row[0]: self._sight(row) for row in workers}
-        for worker_id, name, _, backends, lock_is_free in workers:
+        for worker_id, name, heartbeat, backends, lock_is_free in workers:
             looks = self._sightings[worker_id].silent_looks
-            if because := verdict(looks, lock_is_free):
+            because = verdict(looks, lock_is_free)
+            if because and bury(connection, worker_id, heartbeat, backends, because):
                 _log.error("worker %s is dead: %s", name, because)
-                bury(connection, worker_id, backends, because)
         for [worker_id] in connection.execute(statement("orphans")).fetchall():
             recover(connection, worker_id)
 
@@ -106,12 +106,19 @@ def verdict(silent_looks: int, lock_is_free: bool) -> str:
     return ""
 
 
-def bury(connection: Connection, worker_id: int, backends: Any, because: str) -> None:
-    """Give a worker up for dead: end its sessions, grant it nothing more, announce its messages anew."""
-    connection.execute(statement("terminate_backends"), {"backends": json.dumps(backends)})
+def bury(connection: Connection, worker_id: int, heartbeat: datetime, backends: Any, because: str) -> bool:
+    """Give a worker up for dead: grant it nothing more, end its sessions, announce its messages anew.
+
+    Returns False, with nothing done, if this heartbeat is not its last one or it has stopped meanwhile.
+    """
+    last_seen = {"worker": worker_id, "heartbeat": heartbeat, "because": because}
     with connection.transaction():
-        connection.execute(statement("bury_worker"), {"worker": worker_id, "because": because})
+        buried = connection.execute(statement("bury_worker"), last_seen).fetchall()
+    if not buried:
+        return False
+    connection.execute(statement("terminate_backends"), {"backends": json.dumps(backends)})
     presence.withdraw(connection, worker_id)
+    return True
 
 
 def recover(connection: Connection, worker_id: int) -> int:
