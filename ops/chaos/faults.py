@@ -19,6 +19,7 @@ import psycopg
 import redis
 
 from capataz import pointer
+from ops.chaos import witness
 from ops.chaos.host import Host
 from ops.chaos.target import ChaosError, Target, children_of, wait_until
 
@@ -58,12 +59,26 @@ class Scene:
         """The parents of all workers, also of that on a host of its own."""
         return [*self.target.workers(), *([self.host.pid] if self.host else [])]
 
+    def worker(self) -> int:
+        """Some worker's parent, of those that run something if any does."""
+        alive = self.workers()
+        busy = {run.worker for run in self._running()} & {*alive}
+        return self.random.choice(sorted(busy) or alive)
+
     def child(self) -> int:
-        """Some child of some worker. Raises NotPossible if there is none just now."""
+        """Some child of some worker, of those that run something if any does.
+
+        Raises NotPossible if there is none just now.
+        """
         children = [child for worker in self.workers() for child in children_of(worker)]
         if not children:
             raise NotPossible("no worker had a child just then")
-        return self.random.choice(children)
+        busy = {run.child for run in self._running()} & {*children}
+        return self.random.choice(sorted(busy) or children)
+
+    def _running(self) -> list[witness.Run]:
+        now = time.monotonic()
+        return [run for run in witness.read(self.target.home) if run.lasted_over(now)]
 
     def far_host(self, need: str) -> Host:
         """The worker on a host of its own. Raises NotPossible if it lacks what the fault needs."""
@@ -99,7 +114,7 @@ def fault(name: str, kind: str = "") -> Callable[[Fault], Fault]:
 @fault("kill-worker", "worker")
 def _kill_worker(scene: Scene, injection: Injection) -> None:
     """SIGKILL to a worker's parent."""
-    victim = scene.random.choice(scene.workers())
+    victim = scene.worker()
     injection.victims = [victim]
     _signal(victim, signal.SIGKILL)
 
@@ -147,7 +162,7 @@ def _freeze_worker_briefly(scene: Scene, injection: Injection) -> None:
 @fault("freeze-worker-family", "partition")
 def _freeze_worker_family(scene: Scene, injection: Injection) -> None:
     """SIGSTOP to a worker and all its children, until others have taken over; then it comes back."""
-    victim = scene.random.choice(scene.workers())
+    victim = scene.worker()
     injection.victims = [victim]
     _freeze([victim, *children_of(victim)], 30)
 

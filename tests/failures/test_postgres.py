@@ -12,6 +12,7 @@ from capataz.lifecycle.cancellation import cancel
 from capataz.lifecycle.retry import retry
 from capataz.lifecycle.submission import submit
 from capataz.models import Attempt, Task, Worker
+from tests.processes import PATIENCE
 from tests.workload import notes
 
 
@@ -89,6 +90,27 @@ def test_a_row_that_somebody_locks_delays_only_itself(platform, records, eventua
         other.close()
     eventually(lambda: Task.objects.get(pk=locked.pk).state == "succeeded")
     assert Attempt.objects.filter(task_id=locked.pk).count() == 1
+
+
+def test_a_worker_that_is_asked_to_stop_without_postgresql_goes_all_the_same(
+    platform, servers, eventually, tmp_path
+):
+    platform.start_dispatcher()
+    worker = platform.start_worker("1,1", CAPATAZ_SHUTDOWN_GRACE_SECONDS="1")
+    gate, file = tmp_path / "gate", f"stop-{time.time_ns()}.log"
+    task = submit("testing.gate", {"file": file, "gate": str(gate)})
+    eventually(lambda: notes(file))
+    servers.postgres.stop()
+    for held in connections.all():
+        held.close()
+
+    worker.stop(within=PATIENCE)
+
+    gate.touch()
+    servers.postgres.start()
+    servers.postgres.wait_until_ready()
+    platform.start_worker("1,1")
+    eventually(lambda: Task.objects.get(pk=task.pk).state == "succeeded")
 
 
 def test_an_exclusive_task_is_stopped_by_a_worker_that_is_cut_off(platform, servers, eventually, tmp_path):

@@ -1,15 +1,19 @@
 """Whatever Redis does, no task is lost and nobody waits for it."""
 
 import json
+import os
+import signal
 import socket
 import statistics
 import threading
 import time
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.conf import settings
+from django.utils import timezone
 
 from capataz import pointer
 from capataz.lifecycle.dispatch import EPOCH_KEY
@@ -98,6 +102,21 @@ def test_another_key_with_the_epochs_name_is_replaced(platform, eventually, brok
     task = submit("demo.echo", {"message": "x"})
     eventually(lambda: state(task) == "succeeded")
     assert broker.type(EPOCH_KEY) == b"string"
+
+
+def test_the_dispatcher_goes_on_with_its_house_while_redis_hangs(platform, servers, eventually):
+    platform.start_dispatcher()
+    first = submit("demo.echo", {"message": "x"}, expires_at=timezone.now() + timedelta(seconds=1))
+    eventually(lambda: state(first) == "expired")
+    os.kill(servers.redis.child.pid, signal.SIGSTOP)
+    try:
+        platform.start_worker(wait=False)  # there would be somebody to release to
+        late = submit("demo.echo", {"message": "x"}, expires_at=timezone.now() + timedelta(seconds=3))
+        due = submit("demo.echo", {"message": "x"}, delay=1)
+        eventually(lambda: state(late) == "expired" and state(due) == "queued")
+    finally:
+        os.kill(servers.redis.child.pid, signal.SIGCONT)
+    eventually(lambda: state(due) == "succeeded")
 
 
 def test_a_worker_waits_while_redis_refuses(platform, eventually, broker):
