@@ -144,8 +144,17 @@ class PlainCelery(Engine):
         return {"CHAOS_TUNED": "1" if self._tuned else "0"}
 
     def prepare(self, target: Target) -> None:
-        """The app reads its broker as it is imported."""
-        os.environ.update(self.environment(), REDIS_URL=target.run().redis_url)
+        """The app reads its broker as it is imported, and its results' table is Django's."""
+        run = target.run()
+        os.environ.update(
+            self.environment(),
+            REDIS_URL=run.redis_url,
+            DATABASE_URL=run.database_url,
+            DJANGO_SETTINGS_MODULE="ops.bench.peer_settings",
+        )
+        import django
+
+        django.setup()
 
     def doors(self) -> dict[str, Door]:
         """The same number."""

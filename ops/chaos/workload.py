@@ -39,6 +39,7 @@ class Asked:
     ends: list[str]
     told: str = "unknown"
     at: float = 0.0
+    trouble: str = ""  # why the last try got no answer
     follows: str | None = None  # the key of the task that its handler submits
     ids: list[str] = field(default_factory=list)  # that were answered: never more than one
 
@@ -198,7 +199,9 @@ class Submitter(threading.Thread):
                 for asked in batch:
                     asked.told = f"refused: {error}"
                 return
-            except Exception:  # whether it was accepted is open: with its id it can be asked again
+            except Exception as error:  # whether it was accepted is open: with its id it can be asked again
+                for asked in batch:
+                    asked.trouble = repr(error)[:300]
                 time.sleep(0.5)
                 continue
             for asked, answered in zip(batch, ids, strict=True):
