@@ -199,7 +199,17 @@ def test_pre_commit_fetches_nothing():
 # What the Compose specification allows in a service, as far as we use it or are likely to.
 SERVICE_KEYS = {
     *("build", "image", "init", "restart", "environment", "volumes", "depends_on", "command", "ports"),
-    *("stop_grace_period", "healthcheck", "shm_size", "user", "entrypoint", "deploy", "networks", "profiles"),
+    *(
+        "env_file",
+        "stop_grace_period",
+        "healthcheck",
+        "shm_size",
+        "user",
+        "entrypoint",
+        "deploy",
+        "networks",
+        "profiles",
+    ),
 }
 HEALTH_KEYS = {"test", "interval", "timeout", "retries", "start_period", "start_interval", "disable"}
 CONDITIONS = {"service_started", "service_healthy", "service_completed_successfully"}
