@@ -29,18 +29,25 @@ _NOTIFY = f"SET LOCAL synchronous_commit = off; NOTIFY {CHANNEL}"
 
 def ring_on(connection: Connection) -> None:
     """Wake the dispatcher through a connection of ours, outside of any transaction."""
-    connection.execute(_NOTIFY)
+    if _is_due():
+        connection.execute(_NOTIFY)
 
 
 def ring() -> None:
     """Wake the dispatcher. Never raises: one that is not woken looks by itself within a second."""
-    global _last
-    now = time.monotonic()
-    if now - _last < _LEAST_SECONDS_BETWEEN:
+    if not _is_due():
         return
-    _last = now
     try:
         with connection.cursor() as cursor:
             cursor.execute(_NOTIFY)
     except DatabaseError:
         _log.warning("could not wake the dispatcher; it looks by itself within a second", exc_info=True)
+
+
+def _is_due() -> bool:
+    global _last
+    now = time.monotonic()
+    if now - _last < _LEAST_SECONDS_BETWEEN:
+        return False
+    _last = now
+    return True
