@@ -19,9 +19,9 @@ from urllib.parse import urlsplit, urlunsplit
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from capataz.home import REPOSITORY
+from capataz.services.keepsakes import free_port
 from ops.chaos.target import Target, wait_until
 
-POSTGRES_PORT, REDIS_PORT = 15432, 16379
 READY_WITHIN = 60  # seconds
 SHIM = Path(__file__).with_name("clock.c")
 
@@ -59,12 +59,13 @@ class Host:
         run = self._target.run()
         database = conninfo_to_dict(run.database_url)
         broker = urlsplit(run.redis_url)
-        for port, target in ((POSTGRES_PORT, database["port"]), (REDIS_PORT, broker.port)):
+        postgres_port, redis_port = free_port(), free_port()
+        for port, target in ((postgres_port, database["port"]), (redis_port, broker.port)):
             command = [sys.executable, "-P", "-m", "ops.chaos.relay", self._here, str(port), str(target)]
             self._relays.append(self._popen(command, "relay", PYTHONPATH=str(REPOSITORY)))
         self._urls = {
-            "DATABASE_URL": make_conninfo(run.database_url, host=self._here, port=POSTGRES_PORT),
-            "REDIS_URL": urlunsplit(broker._replace(netloc=f":{broker.password}@{self._here}:{REDIS_PORT}")),
+            "DATABASE_URL": make_conninfo(run.database_url, host=self._here, port=postgres_port),
+            "REDIS_URL": urlunsplit(broker._replace(netloc=f":{broker.password}@{self._here}:{redis_port}")),
         }
         self._start_worker()
         self._keeper.start()
