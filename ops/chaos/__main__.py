@@ -67,7 +67,7 @@ def _run(
     engine: Engine, target: Target, options: argparse.Namespace, folder: Path, cleanup: ExitStack
 ) -> Findings:
     engine.prepare(target)
-    host = _host(target, folder, cleanup) if engine.has_host else None
+    host = _host(engine, target, folder, cleanup) if engine.has_host else None
     crowd = submitters(engine.doors(), seed=options.seed, rate=options.rate, folder=folder)
     for submitter in crowd:
         submitter.start()
@@ -89,8 +89,8 @@ def _run(
     return findings
 
 
-def _host(target: Target, folder: Path, cleanup: ExitStack) -> Host:
-    host = Host(target, folder / "host")
+def _host(engine: Engine, target: Target, folder: Path, cleanup: ExitStack) -> Host:
+    host = Host(target, folder / "host", engine.environment())
     cleanup.callback(host.stop)
     host.start()
     if not host.wait_until_ready():

@@ -13,11 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from capataz.handlers import RunningTask, handler
 from capataz.lifecycle.submission import submit
 from capataz.policy import fixed
-from ops.chaos.misbehaviours import Misbehaviour
+from ops.chaos.misbehaviours import HARD, SOFT, Misbehaviour
 from ops.chaos.misbehaviours import misbehave as _misbehave
 from ops.chaos.witness import write
 
-SOFT, HARD = 1.0, 3.0  # seconds that a misbehaving task may run
 RETRY = fixed(0.5, attempts=100)
 
 

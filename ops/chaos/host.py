@@ -29,7 +29,9 @@ SHIM = Path(__file__).with_name("clock.c")
 class Host:
     """One worker of our own, started again when it dies, as any supervisor would."""
 
-    def __init__(self, target: Target, folder: Path) -> None:
+    def __init__(self, target: Target, folder: Path, environment: dict[str, str]) -> None:
+        """``environment`` is what the platform's other processes are told."""
+        self._environment = environment
         self._target = target
         self._folder = folder
         number = os.getpid() % 200
@@ -92,19 +94,11 @@ class Host:
 
     def unplug(self) -> None:
         """Nothing gets through in either direction, and nobody is told."""
-        if "network" in self.lacks:
-            for relay in self._relays:
-                relay.send_signal(signal.SIGSTOP)
-        else:
-            _run("ip", "link", "set", self._cable, "down")
+        self._switch("down", signal.SIGSTOP)
 
     def plug_in(self) -> None:
         """The cable is whole again."""
-        if "network" in self.lacks:
-            for relay in self._relays:
-                relay.send_signal(signal.SIGCONT)
-        else:
-            _run("ip", "link", "set", self._cable, "up")
+        self._switch("up", signal.SIGCONT)
 
     def lose_packets(self, percent: int) -> None:
         """Lose so many of the packets in both directions."""
@@ -124,6 +118,14 @@ class Host:
         """Move the worker's wall clock, in seconds from the true time."""
         with self._clock.open("r+b") as file:
             file.write(offset.to_bytes(8, sys.byteorder, signed=True))
+
+    def _switch(self, cable: str, relays: signal.Signals) -> None:
+        """The cable, or for want of one the relays in its place."""
+        if "network" in self.lacks:
+            for relay in self._relays:
+                relay.send_signal(relays)
+        else:
+            _run("ip", "link", "set", self._cable, cable)
 
     def _lay_cable(self) -> None:
         steps = [
@@ -172,9 +174,8 @@ class Host:
             "worker",
             **self._urls,
             **clock,
+            **self._environment,
             CAPATAZ_HOME=str(self._target.home),
-            CAPATAZ_HANDLERS="tasks,ops.chaos.handlers",
-            CAPATAZ_DEMO="1",
             DJANGO_SETTINGS_MODULE="capataz.settings",
             PYTHONPATH=os.pathsep.join([str(REPOSITORY / "platform"), str(REPOSITORY)]),
         )

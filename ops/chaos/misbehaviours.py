@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
+SOFT, HARD = 1.0, 3.0  # seconds that a task which misbehaves may run
 HOG = 300 * 2**20  # bytes
 
 Misbehaviour = Literal[

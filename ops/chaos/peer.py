@@ -15,9 +15,9 @@ from typing import Any
 from celery import Celery
 
 from ops.chaos import witness
+from ops.chaos.misbehaviours import HARD, SOFT
 from ops.chaos.misbehaviours import misbehave as do_misbehave
 
-SOFT, HARD = 1.0, 3.0  # seconds that a misbehaving task may run
 TUNED = os.environ.get("CHAOS_TUNED") == "1"
 
 app = Celery("chaos", broker=os.environ.get("REDIS_URL"))
