@@ -9,14 +9,19 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ops.chaos.faults import KINDS, PROMISES, Injection
+from ops.chaos.misbehaviours import DEADLY
 from ops.chaos.witness import Run, by_task
 from ops.chaos.workload import SUCCEEDED, Asked
 
 FINAL = frozenset({"succeeded", "dead", "cancelled", "expired"})
 # Kinds that run more than once because they shall.
 TRIED_AGAIN = frozenset({"failing", "retrying", "misbehaving"})
+
+# Seconds after a fault that promises nothing in which what it did may still hold others up.
+AFTERMATH = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class Findings:
     ended_more_than_once: int = 0
     recovered: int = 0
     ends: dict[str, dict[str, int]] = field(default_factory=dict)  # by kind, then by state
+    misbehaviours: dict[str, dict[str, int]] = field(default_factory=dict)  # by what they did, then by state
     recovery: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -68,13 +74,20 @@ def check(
     of_key = {row.key: row for row in rows}
     executions = by_task(runs)
     ends: dict[str, Counter[str]] = defaultdict(Counter)
+    misbehaviours: dict[str, Counter[str]] = defaultdict(Counter)
+    deadly: list[str] = []
     for each in asked:
         told = each.told.split(":")[0]
         setattr(findings, told, getattr(findings, told) + 1)
         row = of_key.get(each.key)
         if told == "refused" or (told == "unknown" and row is None):
             continue
-        ends[each.kind][row.state if row else "missing"] += 1
+        state = row.state if row else "missing"
+        ends[each.kind][state] += 1
+        if each.kind == "misbehaving":
+            how = each.task["data"]["how"]
+            misbehaviours[how][state] += 1
+            deadly += [row.id] if row and how in DEADLY else []
         _check_task(findings, each, row, executions)
         if each.follows and row and row.state == SUCCEEDED:
             following = Asked(each.follows, "following", {}, [SUCCEEDED])
@@ -82,7 +95,9 @@ def check(
             ends["following"][next_row.state if next_row else "missing"] += 1
             _check_task(findings, following, next_row, executions)
     findings.ends = {kind: dict(counts) for kind, counts in sorted(ends.items())}
+    findings.misbehaviours = {how: dict(counts) for how, counts in sorted(misbehaviours.items())}
     findings.recovery = recovery_times(executions, injections)
+    findings.recovery["child"] += _after_own_deaths([executions.get(task, []) for task in deadly], injections)
     return findings
 
 
@@ -142,6 +157,20 @@ def _starts_again(runs: Sequence[Run], injection: Injection) -> Iterable[float]:
         later = [again.began for again in runs[index + 1 :] if again.began > injection.began]
         if is_victim and run.lasted_over(injection.began) and later:
             yield later[0] - injection.began
+
+
+def _after_own_deaths(tasks: Iterable[Sequence[Run]], injections: Sequence[Injection]) -> Iterable[float]:
+    """How long after they had killed their process these tasks ran again, where no fault was in the way."""
+    disturbed = [
+        (each.began, each.healed + PROMISES.get(KINDS.get(each.fault, ""), AFTERMATH))
+        for each in injections
+        if each.injected
+    ]
+    for runs in tasks:
+        for run, again in pairwise(runs):
+            if run.failed is None or any(a < again.began and run.failed < b for a, b in disturbed):
+                continue
+            yield again.began - run.failed
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

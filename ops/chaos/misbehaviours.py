@@ -17,6 +17,8 @@ Misbehaviour = Literal[
     "segfault", "exit", "system-exit", "oom-kill", "past-soft-limit", "past-hard-limit", "ignore-sigterm",
     "unserialisable", "huge-result", "garbage-on-stdout", "leak-descriptors", "leak-threads", "leak-memory",
 ]  # fmt: skip
+# Those that end their process, without a word to its parent.
+DEADLY = frozenset({"segfault", "exit", "oom-kill"})
 
 _leaks: list[Any] = []
 

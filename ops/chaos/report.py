@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ops.chaos.checker import Findings, percentile
 from ops.chaos.faults import FAULTS, KINDS, PROMISES, Injection
+from ops.chaos.misbehaviours import Misbehaviour
 
 MOST_NAMED = 20  # tasks in one list of the page
 
@@ -87,10 +88,11 @@ def as_markdown(circumstances: Circumstances, findings: Findings, injections: Se
         count = sum(each.injected for each in mine)
         lines.append(f"| {name} | {count} | {KINDS.get(name, '')} | {notes} |")
     lines += ["", "| kind of task | how they ended |", "| --- | --- |"]
-    for kind, counts in findings.ends.items():
-        lines.append(
-            f"| {kind} | {', '.join(f'{count} {state}' for state, count in sorted(counts.items()))} |"
-        )
+    lines += [f"| {kind} | {_counted(counts)} |" for kind, counts in findings.ends.items()]
+    lines += ["", "| what handlers did wrong | how their tasks ended |", "| --- | --- |"]
+    lines += [
+        f"| {how} | {_counted(findings.misbehaviours.get(how, {}))} |" for how in get_args(Misbehaviour)
+    ]
     for title, named in (
         ("Lost", findings.lost),
         ("Finished twice", findings.finished_twice),
@@ -100,6 +102,10 @@ def as_markdown(circumstances: Circumstances, findings: Findings, injections: Se
         if named:
             lines += ["", f"## {title}", "", *(f"- {each}" for each in named[:MOST_NAMED])]
     return "\n".join(lines) + "\n"
+
+
+def _counted(states: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none was asked for"
 
 
 def write(

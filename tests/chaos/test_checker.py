@@ -1,10 +1,12 @@
 """The checker of chaos runs finds what is wrong: a check that cannot fail proves nothing."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from ops.chaos.checker import Row, check, percentile
+from ops.chaos.compare import as_markdown as compared
 from ops.chaos.faults import FAULTS, KINDS, PROMISES, Injection
 from ops.chaos.report import Circumstances, as_json, as_markdown
 from ops.chaos.witness import Run, parse
@@ -160,3 +162,45 @@ def test_the_page_names_every_fault_also_those_that_were_not_injected():
 def test_every_promise_belongs_to_a_fault():
     assert set(KINDS.values()) == set(PROMISES)
     assert set(KINDS) <= set(FAULTS)
+
+
+def deadly(how="segfault"):
+    return replace(SHORT, kind="misbehaving", task={"data": {"how": how}})
+
+
+DIED = [
+    replace(RAN, ended=None, failed=100.5),
+    replace(RAN, number=2, child=12, began=101.25, ended=101.5),
+]
+RAN_AGAIN = replace(DONE, outcomes=("lost", "succeeded"))
+
+
+def test_a_task_that_kills_its_process_counts_as_the_death_of_a_child():
+    assert found(deadly(), RAN_AGAIN, DIED).recovery["child"] == [0.75]
+    assert found(deadly("past-hard-limit"), RAN_AGAIN, DIED).recovery["child"] == []
+
+
+@pytest.mark.parametrize(("began", "healed"), [(90.0, 95.0), (101.0, 102.0)])
+def test_a_death_beside_a_fault_says_nothing_about_times(began, healed):
+    injection = Injection("lock-table", began=began, healed=healed)
+    assert found(deadly(), RAN_AGAIN, DIED, [injection]).recovery["child"] == []
+    not_injected = replace(injection, injected=False)
+    assert found(deadly(), RAN_AGAIN, DIED, [not_injected]).recovery["child"] == [0.75]
+
+
+def test_the_page_counts_every_misbehaviour():
+    circumstances = Circumstances("Capataz", 7, 1.0, 61.0, 3, 3)
+    page = as_markdown(circumstances, found(deadly(), RAN_AGAIN, DIED), [])
+    assert "| segfault | 1 succeeded |" in page
+    assert "| huge-result | none was asked for |" in page
+
+
+def test_runs_are_compared_side_by_side():
+    good = as_json(Circumstances("Capataz", 7, 1.0, 60.0, 3, 3), found(), [Injection("kill-child")])
+    unended = replace(DONE, state="started", outcomes=())
+    bad = as_json(Circumstances("Celery", 7, 1.0, 66.0, 3, 3), found(row=unended), [])
+    table = compared([json.loads(good), json.loads(bad)]).splitlines()
+    assert table[0] == "|  | Capataz | Celery |"
+    assert "| minutes of faults | 1.0 | 1.1 |" in table
+    assert "| **lost**, or not ended four minutes later | 0 | 1 |" in table
+    assert "| of these: known, and not ended | 0 | 1 |" in table
