@@ -53,6 +53,30 @@ def eventually() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[[str, float, float], None]:
+    """Note what something took and what it is meant to take, in seconds; all of it is printed at the end."""
+
+    def note(what: str, seconds: float, within: float) -> None:
+        request.node.user_properties.append(("measured", (what, seconds, within)))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    reports = [report for each in terminalreporter.stats.values() for report in each]
+    notes = {
+        tuple(value)
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == "measured"
+    }
+    if notes:
+        terminalreporter.section("measured, and aimed at on a quiet machine")
+    for what, seconds, within in sorted(notes):
+        terminalreporter.write_line(f"{seconds:7.2f} s {within:5.0f} s  {what}")
+
+
+@pytest.fixture
 def broker() -> Iterator[redis.Redis]:
     """The Redis of this run, empty."""
     client = redis.Redis.from_url(settings.REDIS_URL)

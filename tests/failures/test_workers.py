@@ -31,47 +31,6 @@ def submit_at_gate(gate, **options):
     return submit("testing.gate", {"file": file, "gate": str(gate)}, **options), file
 
 
-def test_a_task_outlives_the_worker_that_was_killed(platform, eventually, gate, capsys):
-    platform.start_dispatcher()
-    worker = platform.start_worker()
-    task, file = submit_at_gate(gate)
-    eventually(lambda: state(task) == "running")
-
-    killed = time.monotonic()
-    worker.kill()
-    platform.start_worker()
-    eventually(lambda: len(notes(file)) == 2)
-    with capsys.disabled():
-        print(f"\n  from the kill of a worker to the next start: {time.monotonic() - killed:.1f} s")
-    gate.touch()
-
-    eventually(lambda: state(task) == "succeeded")
-    assert outcomes(task) == ["lost", "succeeded"]
-    task.refresh_from_db()
-    assert (task.attempts, task.losses, task.worker_losses) == (1, 0, 1)
-
-
-def test_a_task_outlives_the_child_that_was_killed(platform, eventually, gate, capsys):
-    platform.start_dispatcher()
-    worker = platform.start_worker()
-    task, file = submit_at_gate(gate)
-    eventually(lambda: notes(file))
-
-    killed = time.monotonic()
-    for child in worker.children():
-        child.kill()
-    eventually(lambda: len(notes(file)) == 2)
-    with capsys.disabled():
-        print(f"\n  from the kill of a child to the next start: {time.monotonic() - killed:.1f} s")
-    gate.touch()
-
-    eventually(lambda: state(task) == "succeeded")
-    assert outcomes(task) == ["lost", "succeeded"]
-    assert worker.is_alive()
-    task.refresh_from_db()
-    assert (task.losses, task.worker_losses) == (1, 0)
-
-
 @pytest.mark.parametrize("signal", ["SIGSEGV", "SIGTERM"])
 def test_a_task_that_kills_its_process_is_quarantined_and_the_worker_lives(platform, eventually, signal):
     platform.start_dispatcher()
@@ -125,31 +84,6 @@ def test_what_a_killed_worker_had_not_started_is_given_to_others_unspent(platfor
     eventually(records.all_succeeded)
     records.check()
     assert Task.objects.filter(pk__in=records.ids, worker_losses__gt=0).count() <= 2
-
-
-def test_a_frozen_worker_that_comes_back_cannot_finish_what_was_taken_from_it(platform, eventually, gate):
-    platform.start_dispatcher(CAPATAZ_LOOKS_WITHOUT_BEAT="5")
-    frozen = platform.start_worker("1,1")
-    task, file = submit_at_gate(gate)
-    eventually(lambda: state(task) == "running")
-    family = [psutil.Process(frozen.pid), *frozen.children()]
-    for process in family:
-        process.suspend()
-    successor = platform.start_worker("1,1")
-    eventually(lambda: len(notes(file)) == 2)
-    assert Task.objects.get(pk=task.pk).worker_id == successor.worker().pk
-
-    for process in family:
-        process.resume()
-    eventually(lambda: Worker.objects.filter(pid=frozen.pid, state="running").exists())
-    gate.touch()
-
-    eventually(lambda: state(task) == "succeeded")
-    eventually(lambda: len([line for line in notes(file) if line.startswith("end")]) >= 1)
-    assert outcomes(task) == ["lost", "succeeded"]
-    assert Worker.objects.filter(pid=frozen.pid).count() == 2  # it went on under a new identity
-    after = submit("demo.echo", {"message": "x"})
-    eventually(lambda: state(after) == "succeeded")
 
 
 def test_a_worker_that_is_asked_to_stop_gives_its_tasks_back_unspent(platform, records, eventually, gate):

@@ -120,7 +120,7 @@ def is_gone(pid):
         return True
 
 
-def test_the_platform_survives_kills_and_stops_without_a_trace(platform_up, eventually):
+def test_the_platform_survives_kills_and_stops_without_a_trace(platform_up, eventually, measured):
     up = platform_up
     token = up.manage("token", "create", "--role", "operator", "--name", "test")
     client = httpx.Client(base_url=up.url, headers={"Authorization": f"Bearer {token}"}, timeout=60)
@@ -135,8 +135,10 @@ def test_the_platform_survives_kills_and_stops_without_a_trace(platform_up, even
 
     for name in ("worker-1", "dispatcher", "web", "beat"):
         before = up.pid(name)
+        killed = time.monotonic()
         os.kill(before, signal.SIGKILL)
         eventually(lambda name=name, before=before: up.pid(name) not in (None, before))
+        measured(f"from the death of {name} to its successor", time.monotonic() - killed, 5)
 
     def waiting():
         try:
