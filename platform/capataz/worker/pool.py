@@ -35,6 +35,12 @@ class Pool(AsynPool):
                 self.exits.popitem(last=False)
         super().process_flush_queues(proc)
 
+    def _track_child_process(self, proc: Any, hub: Any) -> None:
+        """Hear of this child's end. The stock method ends the worker if the end has been heard of already,
+        and the connection was lost before the child was reaped."""
+        if getattr(proc, "_sentinel_poll", proc) is not None:
+            super()._track_child_process(proc, hub)
+
     def shrink(self, n: int = 1) -> None:
         """End up to ``n`` children that have neither a job accepted nor one on its way.
 
