@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from threading import Event
 from typing import Any
 
 import pytest
@@ -11,10 +12,13 @@ from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 from django_celery_results.models import TaskResult
 
+from capataz import beat as beat_module
 from capataz.beat import Scheduler
 from capataz.lifecycle import scheduling
-from capataz.models import Event, Schedule, Task
+from capataz.models import Event as Happening
+from capataz.models import Schedule, Task
 from tests.lifecycle.stage import together
+from tests.processes import PATIENCE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -169,7 +173,7 @@ def test_faulty_schedules_hold_nobody_up(new_beat: Any, eventually: Any) -> None
     beat = new_beat()
     until_ticked(beat, eventually, lambda: Task.objects.count() >= 2)
     assert {task.submitted_by for task in Task.objects.all()} == {"schedule good"}
-    refused = set(Event.objects.filter(kind="schedule.refused").values_list("subject", flat=True))
+    refused = set(Happening.objects.filter(kind="schedule.refused").values_list("subject", flat=True))
     assert refused >= {"no such payload", "a stranger's validation", "plain, without its arguments"}
 
 
@@ -209,6 +213,51 @@ def test_a_thousand_schedules_that_are_due_at_once_are_all_settled_in_one_look(n
     new_beat()
     assert Task.objects.count() == 1000
     assert Task.objects.values("schedule_id").distinct().count() == 1000
+
+
+def test_reading_again_builds_only_what_says_something_else(
+    new_beat: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        every_second(f"number {number}")
+    beat, build, built = new_beat(), beat_module._rule, []
+
+    def build_and_note(task: PeriodicTask, *about: Any) -> Any:
+        built.append(task.name)
+        return build(task, *about)
+
+    monkeypatch.setattr(beat_module, "_rule", build_and_note)
+    beat._read()
+    assert built == []
+    PeriodicTask.objects.filter(name="number 3").update(kwargs='{"message": "new"}')
+    IntervalSchedule.objects.create(every=5, period="seconds")
+    beat._read()
+    assert built == ["number 3"]
+    IntervalSchedule.objects.filter(every=1).update(every=2)
+    beat._read()
+    assert len(built) == 6
+
+
+def test_a_broker_that_hangs_holds_no_schedule_of_a_handler_up(
+    new_beat: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, sent = Event(), []
+
+    def hang(*_: Any, **__: Any) -> None:
+        sent.append("asked")
+        assert answers.wait(PATIENCE)
+        sent.append("done")
+
+    monkeypatch.setattr(current_app.tasks["tests.workload.plain_add"], "apply_async", hang)
+    every_second("plain", task="tests.workload.plain_add", args="[2, 3]")
+    every_second()
+    beat = new_beat()
+    until_ticked(beat, eventually, lambda: sent and Task.objects.count() >= 3)
+    assert sent == ["asked"]
+    before = mark("plain")
+    answers.set()
+    until_ticked(beat, eventually, lambda: mark("plain") > before and not beat._sender.is_busy)
+    assert "done" in sent
 
 
 def test_a_database_that_is_away_is_waited_for(new_beat: Any, eventually: Any, restart_postgres: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
 from heapq import merge
 from itertools import count, groupby, islice, tee
 from typing import Any
@@ -31,6 +32,8 @@ def next_due(schedule: Any, after: datetime, *, anchor: datetime = EPOCH) -> dat
 
     Raises Unschedulable for a schedule of another kind.
     """
+    if isinstance(schedule, crontab):
+        return _next_of_crontab(_fields(schedule), schedule.tz, after)
     return next(_forward(schedule, after, anchor), None)
 
 
@@ -47,9 +50,13 @@ def latest_dues(
     return found[::-1]
 
 
+# Thousands of schedules may be due at the same times.
+@lru_cache(maxsize=1024)
+def _next_of_crontab(fields: tuple[str, ...], zone: tzinfo, after: datetime) -> datetime | None:
+    return next((due for due in _crontab(fields, zone, after, reverse=False) if due > after), None)
+
+
 def _forward(schedule: Any, after: datetime, anchor: datetime) -> Iterator[datetime]:
-    if isinstance(schedule, crontab):
-        return (due for due in _crontab(schedule, after, reverse=False) if due > after)
     if isinstance(schedule, clocked):
         return iter([when] if (when := _moment(schedule)) > after else [])
     every = _every(schedule)
@@ -59,7 +66,7 @@ def _forward(schedule: Any, after: datetime, anchor: datetime) -> Iterator[datet
 def _backward(schedule: Any, until: datetime, anchor: datetime) -> Iterator[datetime]:
     if isinstance(schedule, crontab):
         # Reversed, what is due at the very moment would be left out.
-        return _crontab(schedule, until + timedelta(seconds=1), reverse=True)
+        return _crontab(_fields(schedule), schedule.tz, until + timedelta(seconds=1), reverse=True)
     if isinstance(schedule, clocked):
         return iter([_moment(schedule)])
     every = _every(schedule)
@@ -84,16 +91,20 @@ def _moment(schedule: clocked) -> datetime:
     return when
 
 
-def _crontab(schedule: crontab, moment: datetime, *, reverse: bool) -> Iterator[datetime]:
-    """The due times from about ``moment`` on: cronsim does the calendar, the rest is what clocks do to it."""
-    fields = (
+def _fields(schedule: crontab) -> tuple[str, ...]:
+    """The minute, hour, day of the month, month and day of the week of a cron expression."""
+    return (
         _field(schedule._orig_minute, schedule.minute, 60),
         _field(schedule._orig_hour, schedule.hour, 24),
         _field(schedule._orig_day_of_month, schedule.day_of_month, 31),
         _field(schedule._orig_month_of_year, schedule.month_of_year, 12),
         _field(schedule._orig_day_of_week, schedule.day_of_week, 7),
     )
-    local = moment.astimezone(schedule.tz)
+
+
+def _crontab(fields: tuple[str, ...], zone: tzinfo, moment: datetime, *, reverse: bool) -> Iterator[datetime]:
+    """The due times from about ``moment`` on: cronsim does the calendar, the rest is what clocks do to it."""
+    local = moment.astimezone(zone)
     # Within an hour that comes twice, what is later may show an earlier time.
     repeated = max(_offset(local, fold=0) - _offset(local, fold=1), timedelta())
     shown = local.replace(tzinfo=None)
@@ -103,10 +114,10 @@ def _crontab(schedule: crontab, moment: datetime, *, reverse: bool) -> Iterator[
     if any(field.startswith("*") for field in fields[:2]):
         first, second = tee(times)
         dues: Iterator[datetime] = merge(
-            _each_time(first, schedule.tz, fold=0), _each_time(second, schedule.tz, fold=1), reverse=reverse
+            _each_time(first, zone, fold=0), _each_time(second, zone, fold=1), reverse=reverse
         )
     else:
-        dues = _once(times, schedule.tz)
+        dues = _once(times, zone)
     return (due for due, _ in groupby(dues))
 
 

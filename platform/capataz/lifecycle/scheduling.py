@@ -14,9 +14,7 @@ from typing import Any
 
 import psycopg
 from django.db import DatabaseError, connection, transaction
-from django.db.models import Case, Count, F, Q, Value, When
-from django.db.models.functions import Now
-from django_celery_beat.models import PeriodicTask
+from django.db.models import Count, Q
 
 from capataz import database, handlers
 from capataz.lifecycle import due_times, notes, submission
@@ -59,32 +57,46 @@ class Rule:
 
         Raises Unschedulable.
         """
-        due = due_times.next_due(self.schedule, self.last_due, anchor=self.anchor)
-        return None if due is None or (self.ends is not None and due >= self.ends) else due
+        return self._due_after(self.last_due)
 
-    def settle(self, now: datetime) -> Settlement | None:
-        """What is to be done about the due times up to ``now``; None if there is none."""
-        first = self.next_due()
+    def settle(self, now: datetime, first: datetime | None = None) -> Settlement | None:
+        """What is to be done about the due times up to ``now``; None if there is none.
+
+        ``first`` is the first one that is not settled, if the caller knows it already.
+        """
+        first = first or self.next_due()
         if first is None or first > now:
             return None
         was_down = now - first > LATE
-        most_missed = self.missed_limit if self.missed == Missed.ALL else 1
-        most = most_missed if was_down else MOST_LATE
-        until = now if self.ends is None else min(now, self.ends - timedelta(microseconds=1))
-        dues = due_times.latest_dues(self.schedule, self.last_due, until, most=most, anchor=self.anchor)
+        dues, following = [first], self._due_after(first)
+        if following is not None and following <= now:
+            most_missed = self.missed_limit if self.missed == Missed.ALL else 1
+            most = most_missed if was_down else MOST_LATE
+            until = now if self.ends is None else min(now, self.ends - timedelta(microseconds=1))
+            dues = due_times.latest_dues(self.schedule, self.last_due, until, most=most, anchor=self.anchor)
+            following = self._due_after(dues[-1])
         mark = dues[-1]
         if was_down and self.missed == Missed.SKIP:
             dues = [due for due in dues if now - due <= LATE]
-        return Settlement(self, dues, mark)
+        return Settlement(self, dues, mark, first, following)
+
+    def _due_after(self, moment: datetime) -> datetime | None:
+        due = due_times.next_due(self.schedule, moment, anchor=self.anchor)
+        return None if due is None or (self.ends is not None and due >= self.ends) else due
 
 
 @dataclass(frozen=True)
 class Settlement:
-    """The due times that a schedule is to be submitted for, and the mark that settles them."""
+    """The due times that a schedule is to be submitted for, and the mark that settles them.
+
+    ``first`` is the first one that was not settled, ``following`` the first that then is not.
+    """
 
     rule: Rule
     dues: Sequence[datetime]
     mark: datetime
+    first: datetime
+    following: datetime | None
 
 
 def settle(settlements: Sequence[Settlement]) -> set[int]:
@@ -110,11 +122,24 @@ def mark(settlements: Sequence[Settlement]) -> set[int]:
         "ids": [each.rule.id for each in settlements],
         "seen": [each.rule.last_due for each in settlements],
         "marks": [each.mark for each in settlements],
+        "runs": [bool(each.dues) for each in settlements],
     }
     with psycopg.Cursor(database.driver()) as cursor:
-        mine = {row[0] for row in cursor.execute(statement("mark_schedules"), columns)}
-    _count({each.rule.id for each in settlements if each.dues} & mine)
-    return mine
+        return {row[0] for row in cursor.execute(statement("mark_schedules"), columns)}
+
+
+def marks(ids: Sequence[int]) -> dict[int, datetime]:
+    """How far these schedules are settled."""
+    rows = Schedule.objects.filter(pk__in=ids).values_list("pk", "last_due")
+    return {schedule: last_due for schedule, last_due in rows if last_due is not None}
+
+
+def read() -> dict[int, tuple[str, datetime | None]]:
+    """(a fingerprint of what it says, how far it is settled) of every schedule."""
+    with psycopg.Cursor(database.driver()) as cursor:
+        cursor.execute(statement("add_schedules"))
+        rows = cursor.execute(statement("read_schedules"))
+        return {schedule: (fingerprint, last_due) for schedule, fingerprint, last_due in rows}
 
 
 def meet(ids: Sequence[int], rules: Sequence[str], since: Sequence[datetime]) -> None:
@@ -185,15 +210,4 @@ def _submission(rule: Rule, due: datetime) -> Submission:
         expires_at=asked.expires_at if expires is None else due + timedelta(seconds=expires),
         schedule_id=rule.id,
         submitted_by=f"schedule {rule.name}"[:100],
-    )
-
-
-def _count(ids: set[int]) -> None:
-    """What django-celery-beat's own admin shows of a schedule."""
-    # Switched on again, it is a new schedule.
-    Schedule.objects.filter(pk__in=ids, periodic_task__one_off=True).update(rule="")
-    PeriodicTask.objects.filter(pk__in=ids).update(
-        last_run_at=Now(),
-        total_run_count=F("total_run_count") + 1,
-        enabled=Case(When(one_off=True, then=Value(False)), default=F("enabled")),
     )

@@ -1,19 +1,30 @@
 -- mark_schedules: the due times of these schedules up to the mark are ours to submit for. Whoever has seen
 -- another mark than the one that stands is too late, and what another beat settles just now is skipped.
+-- Beside it goes what django-celery-beat's own admin shows. One that fires once and is switched on again is a
+-- new schedule: then its rule is another one.
 WITH given AS (
     SELECT *
-      FROM unnest(%(ids)s::bigint[], %(seen)s::timestamptz[], %(marks)s::timestamptz[])
-           AS given (id, seen, mark)
+      FROM unnest(%(ids)s::bigint[], %(seen)s::timestamptz[], %(marks)s::timestamptz[], %(runs)s::boolean[])
+           AS given (id, seen, mark, runs)
 ), free AS (
-    SELECT schedule.periodic_task_id AS id, given.mark
+    SELECT schedule.periodic_task_id AS id, given.mark, given.runs, periodic.one_off
       FROM given
       JOIN capataz_schedule AS schedule
         ON schedule.periodic_task_id = given.id AND schedule.last_due = given.seen
+      JOIN django_celery_beat_periodictask AS periodic ON periodic.id = given.id
      ORDER BY schedule.periodic_task_id
        FOR UPDATE OF schedule SKIP LOCKED
+), counted AS (
+    UPDATE django_celery_beat_periodictask AS periodic
+       SET last_run_at = now(),
+           total_run_count = total_run_count + 1,
+           enabled = enabled AND NOT periodic.one_off
+      FROM free
+     WHERE periodic.id = free.id AND free.runs
 )
 UPDATE capataz_schedule AS schedule
-   SET last_due = free.mark
+   SET last_due = free.mark,
+       rule = CASE WHEN free.one_off AND free.runs THEN '' ELSE schedule.rule END
   FROM free
  WHERE schedule.periodic_task_id = free.id
 RETURNING schedule.periodic_task_id;

@@ -16,6 +16,8 @@ from celery.concurrency.asynpool import AsynPool
 from django.conf import settings
 
 REMEMBERED = 1000  # exits
+# Within which a child has to read what was begun to be written to it when the connection to Redis was lost.
+READS_WITHIN = 5.0  # seconds
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +42,17 @@ class Pool(AsynPool):
         and the connection was lost before the child was reaped."""
         if getattr(proc, "_sentinel_poll", proc) is not None:
             super()._track_child_process(proc, hub)
+
+    def _flush_writer(self, proc: Any, writer: Any) -> None:
+        """Write the rest of a job to this child. One that does not read, as a frozen one, is killed: the
+        stock method waits for it with the whole event loop."""
+        out_of_patience = Timer(READS_WITHIN, _kill, [proc.pid])
+        out_of_patience.daemon = True
+        out_of_patience.start()
+        try:
+            super()._flush_writer(proc, writer)
+        finally:
+            out_of_patience.cancel()
 
     def shrink(self, n: int = 1) -> None:
         """End up to ``n`` children that have neither a job accepted nor one on its way.
@@ -96,8 +109,7 @@ class TaskPool(prefork.TaskPool):
     def _kill_children(self) -> None:
         for process in list(self._pool._pool if self._pool is not None else ()):
             _log.warning("the stop kills child %d, which is still in a task", process.pid)
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
+            _kill(process.pid)
 
     def on_terminate(self) -> None:
         """End the children at once."""
@@ -112,3 +124,8 @@ class TaskPool(prefork.TaskPool):
         exits = self._pool.exits if self._pool is not None else {}
         code: int | None = exits.get(pid)
         return code
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
