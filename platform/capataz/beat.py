@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import IntegrityError, InterfaceError, OperationalError, connection, transaction
 from django.db.models import QuerySet
 from django_celery_beat.models import PeriodicTask
 from django_celery_beat.schedulers import DatabaseScheduler
@@ -83,7 +83,8 @@ class Scheduler(DatabaseScheduler):
             for settlement, was_ours in self._sender.sent():
                 self._conclude([settlement], {settlement.rule.id} if was_ours else set(), now)
             return self._patience(now, time.monotonic() - began)
-        except (OperationalError, InterfaceError) as error:
+        # Of integrity: a periodic task was deleted just as its schedule was to be followed.
+        except (OperationalError, InterfaceError, IntegrityError) as error:
             _wait_for_the_database(error)
             self._read_at = None  # what was being settled may be settled or not
             return 0.0
