@@ -34,6 +34,20 @@ class Conflict(CapatazError):
     """What was asked for contradicts what is already there."""
 
 
+class QueueFull(CapatazError):
+    """A queue with a limit has no room for what was submitted. None of it was accepted; try again later."""
+
+    # Seconds: a guess at when there is room again.
+    retry_after = 5
+
+    def __init__(self, queue: str, *, limit: int, waiting: int, asked: int) -> None:
+        self.queue, self.limit, self.waiting, self.asked = queue, limit, waiting, asked
+        super().__init__(
+            f"queue {queue} has no room for {asked} more: {waiting} tasks wait of {limit} that may;"
+            f" try again in {self.retry_after} seconds"
+        )
+
+
 class Discard(CapatazError):
     """Raised by a handler: this task is not worth repeating, make it a dead letter now."""
 

@@ -77,7 +77,8 @@ def test_every_page_opens_and_saves_nothing(place: str) -> None:
     address = f"/admin/capataz/{place}/{model._default_manager.first().pk}/change/"  # type: ignore[union-attr]
     client = signed_in()
     assert client.get(address).status_code == 200
-    assert client.post(address, {}).status_code == 403
+    # A queue's form has its limit, and nothing else.
+    assert client.post(address, {}).status_code == (302 if place == "queue" else 403)
     assert client.post(address.replace("change", "delete")).status_code == 403
     if place != "token":
         assert client.get(f"/admin/capataz/{place}/add/").status_code == 403
@@ -155,6 +156,29 @@ def test_queues_are_paused_and_resumed() -> None:
     assert not Queue.objects.get(name="default").is_paused
 
 
+def set_limit(client: Client, limit: object) -> str:
+    form = {"waiting_limit": limit, "name": "other", "pause_reason": "by hand"}
+    response = client.post("/admin/capataz/queue/default/change/", form, follow=True)
+    return response.content.decode()
+
+
+def test_a_queue_gets_a_limit_and_loses_it() -> None:
+    submit("demo.echo", delay=60)
+    client = signed_in("operator")
+    assert "was changed successfully" in set_limit(client, 7)
+    assert Queue.objects.get(name="default").waiting_limit == 7
+    assert Event.objects.get(kind="queue.limited").detail == {"limit": 7, "by": "operator"}
+    row = (
+        '<td class="field-waiting">0</td><td class="field-later">1</td><td class="field-waiting_limit">7</td>'
+    )
+    assert row in client.get("/admin/capataz/queue/").content.decode()
+    assert "greater than or equal to 1" in set_limit(client, 0)
+    set_limit(client, "")
+    assert Queue.objects.get(name="default").waiting_limit is None
+    assert not Queue.objects.filter(name="other").exists()
+    assert not Queue.objects.exclude(pause_reason="").exists()
+
+
 @pytest.mark.parametrize("role", ["viewer", "producer"])
 def test_who_may_only_look_cannot_act(role: str) -> None:
     task = submit("demo.echo")
@@ -163,9 +187,11 @@ def test_who_may_only_look_cannot_act(role: str) -> None:
     for action in ("cancel", "retry"):
         act(client, "task", action, task.pk)
     act(client, "queue", "pause", "default")
+    set_limit(client, 7)
     task.refresh_from_db()
     assert task.state == "queued"
     assert not Queue.objects.get(name="default").is_paused
+    assert Queue.objects.get(name="default").waiting_limit is None
     assert client.get("/admin/capataz/token/").status_code == 403
 
 

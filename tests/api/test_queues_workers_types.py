@@ -47,6 +47,30 @@ def test_a_queue_is_paused_and_resumed(operator: Caller, queues: None) -> None:
     assert kinds == ["queue.paused", "queue.resumed"]
 
 
+def test_a_limit_is_set_shown_and_lifted(operator: Caller, queues: None) -> None:
+    submit("demo.echo")
+    submit("demo.echo", delay=60)
+    limited = read(operator.call("PUT", "/queues/default/limit", {"waitingLimit": 7}))
+    QueueOut.model_validate(limited)
+    assert (limited["waitingLimit"], limited["waiting"], limited["later"]) == (7, 1, 1)
+    lifted = read(operator.call("PUT", "/queues/default/limit", {"waitingLimit": None}))
+    assert lifted["waitingLimit"] is None
+    told = list(Event.objects.order_by("id").values_list("kind", "subject"))
+    assert told == [("queue.limited", "default"), ("queue.unlimited", "default")]
+    assert Event.objects.earliest("id").detail["by"] == "token test operator"
+
+
+@pytest.mark.parametrize(
+    "body", [{"waitingLimit": 0}, {"waitingLimit": 1.5}, {"waitingLimit": 1e9}, {}, {"limit": 1}]
+)
+def test_a_senseless_limit_is_refused(
+    operator: Caller, queues: None, problem: Problem, body: dict[str, Any]
+) -> None:
+    document = problem(operator.call("PUT", "/queues/default/limit", body), 422)
+    assert "/waitingLimit" in [error["pointer"] for error in document["errors"]]
+    assert not Event.objects.exists()
+
+
 @pytest.mark.parametrize("name", ["nothing", "%00", "A", "x" * 100])
 def test_an_unknown_queue_is_not_found(operator: Caller, queues: None, problem: Problem, name: str) -> None:
     problem(operator.post(f"/queues/{name}/pause"), 404)
@@ -94,4 +118,5 @@ def test_the_openapi_document_names_every_route(viewer: Caller) -> None:
         "/api/v1/tasks", "/api/v1/tasks/bulk", "/api/v1/tasks/{task_id}", "/api/v1/tasks/{task_id}/cancel",
         "/api/v1/tasks/{task_id}/retry", "/api/v1/workers", "/api/v1/types", "/api/v1/queues",
         "/api/v1/queues/{name}/pause", "/api/v1/queues/{name}/resume",
+            "/api/v1/queues/{name}/limit",
     }  # fmt: skip

@@ -33,6 +33,7 @@ EXPECTED = {
     ("GET", "/queues"): Role.VIEWER,
     ("POST", "/queues/{name}/pause"): Role.OPERATOR,
     ("POST", "/queues/{name}/resume"): Role.OPERATOR,
+    ("PUT", "/queues/{name}/limit"): Role.OPERATOR,
     ("GET", "/openapi.json"): Role.VIEWER,
 }
 

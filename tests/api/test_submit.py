@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capataz.api.schemas import TaskOut
-from capataz.models import Task
+from capataz.models import Queue, Task
 from tests.api.conftest import Caller
 
 Problem = Callable[[Any, int], dict[str, Any]]
@@ -195,6 +195,25 @@ def test_one_bad_task_refuses_all(producer: Caller, problem: Problem) -> None:
     document = problem(producer.post("/tasks/bulk", {"tasks": [tasks[3]]}), 422)
     assert [error["pointer"] for error in document["errors"]] == ["/tasks/0/data/seconds"]
     assert not Task.objects.exists()
+
+
+def test_a_full_queue_answers_503_and_when_to_come_again(
+    producer: Caller, queues: None, problem: Problem
+) -> None:
+    Queue.objects.filter(name="default").update(waiting_limit=2)
+    first = producer.post("/tasks", {"type": "demo.echo", "id": "order 7"})
+    assert first.status_code == 202
+    two = {"tasks": [{"type": "demo.echo"}, {"type": "demo.echo"}]}
+    refused = producer.post("/tasks/bulk", two)
+    document = problem(refused, 503)
+    assert document["code"] == "queue_full"
+    assert (document["queue"], document["waitingLimit"], document["waiting"]) == ("default", 2, 1)
+    assert int(refused["Retry-After"]) > 0
+    assert Task.objects.count() == 1
+    assert producer.post("/tasks", {"type": "demo.echo"}).status_code == 202
+    problem(producer.post("/tasks", {"type": "demo.echo"}), 503)
+    again = producer.post("/tasks", {"type": "demo.echo", "id": "order 7"})
+    assert json.loads(again.content)["id"] == json.loads(first.content)["id"]
 
 
 def test_an_id_named_twice_in_one_call_must_be_one_task(producer: Caller, problem: Problem) -> None:

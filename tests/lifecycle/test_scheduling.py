@@ -13,7 +13,7 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from capataz.lifecycle import scheduling
 from capataz.lifecycle.scheduling import LATE, Rule
-from capataz.models import Event, Schedule, Task
+from capataz.models import Event, Queue, Schedule, Task
 from capataz.models.schedule import Missed, Overlap
 from tests.lifecycle.stage import StagedWorker, release, together
 
@@ -164,6 +164,19 @@ def test_a_task_that_is_refused_is_told_and_holds_nobody_up(make: Make) -> None:
     event = Event.objects.get(kind="schedule.refused")
     assert event.subject == "bad"
     assert "seconds" in event.detail["error"]
+
+
+def test_a_full_queue_refuses_a_schedule_which_goes_on(make: Make) -> None:
+    queue = Queue.objects.create(name="default", waiting_limit=1)
+    fits, refused, other = make("fits"), make("refused"), make("other", type="cleanup", kwargs={})
+    assert settle(fits, refused, other, now=DUE + HOUR) == {fits.id, refused.id, other.id}
+    assert set(Task.objects.values_list("schedule_id", flat=True)) == {fits.id, other.id}
+    event = Event.objects.get(kind="schedule.refused")
+    assert event.subject == "refused"
+    assert "queue default has no room" in event.detail["error"]
+    Queue.objects.filter(pk=queue.pk).update(waiting_limit=2)
+    settle(replace(refused, last_due=DUE + HOUR), now=DUE + 2 * HOUR)
+    assert Task.objects.filter(schedule_id=refused.id).exists()
 
 
 def test_an_option_that_only_a_message_could_have_is_told_as_well(make: Make) -> None:

@@ -30,7 +30,7 @@ from django.http.request import RawPostDataException
 from django.views import defaults
 from ninja.errors import HttpError, ValidationError
 
-from capataz.errors import Conflict, Fault, IllegalMove, InvalidSubmission
+from capataz.errors import Conflict, Fault, IllegalMove, InvalidSubmission, QueueFull
 
 CONTENT_TYPE = "application/problem+json"
 API_PATHS = ("/api/", "/health")
@@ -224,6 +224,20 @@ def _unavailable(error: Exception) -> Problem:
     return Problem(503, "database_unavailable", "The database cannot be reached now.", headers=headers)
 
 
+def _queue_full(error: QueueFull) -> Problem:
+    """The platform's own excess, not the caller's: 503 and not 429."""
+    headers = {"Retry-After": str(error.retry_after)}
+    return Problem(
+        503,
+        "queue_full",
+        str(error),
+        headers=headers,
+        queue=error.queue,
+        waitingLimit=error.limit,
+        waiting=error.waiting,
+    )
+
+
 def _constant(status: int, code: str, detail: str) -> Callable[[Any], Problem]:
     return lambda _: Problem(status, code, detail)
 
@@ -240,6 +254,7 @@ _TRANSLATIONS: Sequence[tuple[Any, Callable[[Any], Problem]]] = (
     (ValidationError, _invalid_request),
     (IllegalMove, lambda error: Problem(409, "illegal_move", str(error))),
     (Conflict, lambda error: Problem(409, "conflict", str(error))),
+    (QueueFull, _queue_full),
     (HttpError, _http_error),
     (Http404, _constant(404, "not_found", "There is nothing at this address.")),
     (PermissionDenied, _constant(403, "forbidden", "This is not allowed.")),

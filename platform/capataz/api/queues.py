@@ -1,4 +1,4 @@
-"""Queues: how much waits in them, pause and resume."""
+"""Queues: how much waits in them and may wait, pause and resume."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ninja.responses import codes_4xx
 
 from capataz.api.auth import Allows
 from capataz.api.problems import Problem
-from capataz.api.schemas import NothingIn, ProblemOut, QueueOut, ReasonIn
+from capataz.api.schemas import LimitIn, NothingIn, ProblemOut, QueueOut, ReasonIn
 from capataz.api.tasks import CallerRequest
 from capataz.api.wire import answer, moment
 from capataz.handlers import QUEUE_NAME
-from capataz.lifecycle import pausing
+from capataz.lifecycle import limiting, pausing
 from capataz.models import Queue, Role
 from capataz.models.queue_load import QueueLoad, queue_loads
 
@@ -45,6 +45,13 @@ def resume(
     return _answer_one(name)
 
 
+@router.put("/queues/{name}/limit", auth=Allows(Role.OPERATOR), response=ONE)
+def limit(request: CallerRequest, name: str, wanted: LimitIn) -> HttpResponse:
+    """Let no more than so many tasks wait in this queue; null lifts the limit. What waits already stays."""
+    limiting.limit(_find(name), wanted.waiting_limit, by=request.auth.name)
+    return _answer_one(name)
+
+
 def _find(name: str) -> Queue:
     queue = Queue.objects.filter(name=name).first() if QUEUE_NAME.fullmatch(name) else None
     if queue is None:
@@ -63,8 +70,10 @@ def _document(load: QueueLoad) -> dict[str, Any]:
         "paused": load.is_paused,
         "pausedAt": moment(load.paused_at),
         "pauseReason": load.pause_reason,
+        "waitingLimit": load.waiting_limit,
         "waiting": load.waiting,
         "waitingIsExact": load.waiting_is_exact,
+        "later": load.later,
         "claimed": load.claimed,
         "running": load.running,
         "oldestWaitingMs": None if load.oldest_age is None else max(0, round(load.oldest_age * 1000)),

@@ -29,6 +29,7 @@ from capataz import priority as priorities
 from capataz.handlers import QUEUE_NAME, TYPE_NAME
 from capataz.lifecycle import submission
 from capataz.lifecycle.submission import Submission
+from capataz.models.queue import HIGHEST_LIMIT
 
 MOST_TASKS = 50_000
 MOST_ITEMS = 200
@@ -173,6 +174,12 @@ class ReasonIn(Request):
     """Why somebody does this; kept with the event."""
 
     reason: Reason = ""
+
+
+class LimitIn(Request):
+    """How many tasks may wait in a queue: scheduled, retrying, or queued and not claimed."""
+
+    waiting_limit: Annotated[StrictInt | None, Field(description=f"1 to {HIGHEST_LIMIT}; null: no limit.")]
 
 
 class NothingIn(Request):
@@ -329,8 +336,12 @@ class QueueOut(Answer):
     paused: bool
     paused_at: str | None
     pause_reason: str
+    waiting_limit: Annotated[
+        int | None, Field(description="How many may wait, those for later included; more are refused.")
+    ]
     waiting: int
     waiting_is_exact: Annotated[bool, Field(description="False: there are more.")]
+    later: Annotated[int, Field(description="Scheduled or retrying; counted up to 10,000.")]
     claimed: int
     running: int
     oldest_waiting_ms: int | None

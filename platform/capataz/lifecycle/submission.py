@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from capataz import database, handlers
 from capataz import priority as priorities
-from capataz.errors import Conflict, Fault, InvalidSubmission
+from capataz.errors import Conflict, Fault, InvalidSubmission, QueueFull
 from capataz.handlers import MAX_TIME_LIMIT, Handler
 from capataz.lifecycle import wakeup
 from capataz.models import Task
@@ -25,6 +25,8 @@ from capataz.sql import statement
 
 MAX_DELAY = 10 * 366 * 24 * 3600.0
 MAX_FAULTS = 100
+# The first half of the advisory lock under which tasks are submitted to a limited queue.
+LIMIT_LOCK = 0x43505A4C
 # What Celery itself adds to every call, and what is about a message that is never sent: no difference to the
 # task. Every other option of Celery's that is not translated is refused: it would be dropped in silence.
 _NO_MATTER = frozenset(
@@ -87,7 +89,8 @@ def submit(type: str, data: Any = None, **options: Any) -> Task:
     ``options`` are the fields of ``Submission``. With a ``key`` that is taken by a task of the same
     type and payload, that task is returned.
 
-    Raises InvalidSubmission naming every fault, and Conflict if ``key`` is taken by another task.
+    Raises InvalidSubmission naming every fault, Conflict if ``key`` is taken by another task, and QueueFull
+    if its queue has a limit and no room.
     """
     [task_id] = submit_many([Submission(type=type, data=data, **options)])
     return Task.objects.get(pk=task_id)
@@ -96,7 +99,8 @@ def submit(type: str, data: Any = None, **options: Any) -> Task:
 def submit_many(submissions: Iterable[Submission]) -> list[uuid.UUID]:
     """Accept all of these tasks or none, in one statement; the ids come back in the given order.
 
-    Raises InvalidSubmission with pointers such as ``tasks/3/data/to``, and Conflict for a taken key.
+    Raises InvalidSubmission with pointers such as ``tasks/3/data/to``, Conflict for a taken key, and
+    QueueFull. Whoever else submits to a limited queue waits for the end of the caller's transaction.
     """
     rows = _checked(list(submissions))
     if not rows:
@@ -195,14 +199,42 @@ def known_queues() -> set[str]:
 def _insert(rows: list[_Row]) -> list[uuid.UUID]:
     names = [field.name for field in fields(_Row)]
     columns = {name: [getattr(row, name) for row in rows] for name in names}
-    with psycopg.Cursor(database.driver()) as cursor:
-        accepted = {row[0] for row in cursor.execute(statement("submit"), columns)}
+    accepted, limits = _accept(columns, sure_of_room=False)
+    if limits:
+        _make_sure_of_room(rows, limits)
+        accepted, _ = _accept(columns, sure_of_room=True)
     # An accepted id is used up: where two rows of one call name it, the second must be the same task.
     taken = [place for place, row in enumerate(rows) if not _use_up(row.id, accepted)]
     ids = [row.id for row in rows]
     for place, task_id in zip(taken, _same_tasks([rows[place] for place in taken]), strict=True):
         ids[place] = task_id
     return ids
+
+
+def _accept(columns: dict[str, Any], *, sure_of_room: bool) -> tuple[set[uuid.UUID], dict[str, int]]:
+    """The ids that were inserted; none, but the limits of their queues, where room has to be made sure of."""
+    parameters = {**columns, "queues": sorted(set(columns["queue"])), "sure_of_room": sure_of_room}
+    with psycopg.Cursor(database.driver()) as cursor:
+        found = cursor.execute(statement("submit"), parameters).fetchall()
+    accepted = {task_id for task_id, _, _ in found if task_id is not None}
+    return accepted, {queue: limit for _, queue, limit in found if queue is not None}
+
+
+def _make_sure_of_room(rows: list[_Row], limits: dict[str, int]) -> None:
+    """Let nobody else submit to these queues until the transaction ends. Raises QueueFull if one of them has
+    too little room for those of its rows that are not known yet."""
+    with psycopg.Cursor(database.driver()) as cursor:
+        # One after the other in one order, and before anything else is locked. Only a statement that begins
+        # afterwards sees all that others have submitted.
+        for queue in sorted(limits):
+            cursor.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [LIMIT_LOCK, queue])
+        for queue, limit in limits.items():
+            own = [row for row in rows if row.queue == queue]
+            columns = {"id": [row.id for row in own], "key": [row.key for row in own]}
+            parameters = {**columns, "queue": queue, "limit": limit}
+            [(waiting, asked)] = cursor.execute(statement("room"), parameters).fetchall()
+            if asked and waiting + asked > limit:
+                raise QueueFull(queue, limit=limit, waiting=waiting, asked=asked)
 
 
 def _use_up(task_id: uuid.UUID, accepted: set[uuid.UUID]) -> bool:

@@ -14,12 +14,15 @@ from capataz.sql import statement
 
 @dataclass(frozen=True)
 class QueueLoad:
-    """One queue as it is now. ``waiting`` stops at ``counting.CAP``; ``oldest_age`` is seconds."""
+    """One queue as it is now. ``waiting`` could be started, ``later`` is scheduled or retrying, and each
+    stops at ``counting.CAP``; ``oldest_age`` is seconds."""
 
     name: str
     paused_at: datetime | None
     pause_reason: str
+    waiting_limit: int | None
     waiting: int
+    later: int
     claimed: int
     running: int
     oldest_age: float | None
@@ -33,6 +36,20 @@ class QueueLoad:
     def waiting_is_exact(self) -> bool:
         """Whether no more wait than ``waiting`` says."""
         return self.waiting < CAP
+
+    @property
+    def shown_waiting(self) -> str:
+        """``waiting`` for people, with a + if there are more."""
+        return _shown(self.waiting)
+
+    @property
+    def shown_later(self) -> str:
+        """``later`` for people."""
+        return _shown(self.later)
+
+
+def _shown(count: int) -> str:
+    return f"{count}{'' if count < CAP else '+'}"
 
 
 def queue_loads() -> list[QueueLoad]:

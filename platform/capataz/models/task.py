@@ -87,7 +87,8 @@ class Task(models.Model):
     objects = TaskQuerySet.as_manager()
 
     class Meta:
-        # Three indexes mention the state and no more: each one more is written by every move.
+        # Three indexes are written by a task on its usual way and no more; rows enter the others rarely or,
+        # as with the last, once.
         indexes = [
             models.Index(
                 "queue",
@@ -117,6 +118,14 @@ class Task(models.Model):
                 "expires_at",
                 name="capataz_task_deadline",
                 condition=Q(expires_at__isnull=False, finished_at__isnull=True),
+            ),
+            # Those of one queue, for its limit.
+            models.Index(
+                "queue", name="capataz_task_later", condition=Q(state__in=["scheduled", "retrying"])
+            ),
+            # The oldest of an outcome, for pruning: whatever else is kept, and whatever ids clients chose.
+            models.Index(
+                "state", "finished_at", name="capataz_task_ended", condition=Q(finished_at__isnull=False)
             ),
         ]
         constraints = [

@@ -11,8 +11,9 @@ WITH released AS (
      WHERE released_at IS NOT NULL
      GROUP BY queue
 )
-SELECT queue.name, queue.paused_at, queue.pause_reason,
+SELECT queue.name, queue.paused_at, queue.pause_reason, queue.waiting_limit,
        least(%(cap)s, unreleased.count + coalesce(released.unclaimed, 0)),
+       later.count,
        coalesce(released.claimed, 0),
        coalesce(released.running, 0),
        extract(epoch FROM now() - least(first.oldest, released.oldest))::float8
@@ -24,9 +25,19 @@ SELECT queue.name, queue.paused_at, queue.pause_reason,
            SELECT
              FROM capataz_task AS task
             WHERE task.queue = queue.name AND task.state = 'queued' AND task.released_at IS NULL
+            ORDER BY task.priority DESC, task.created_at, task.id
             LIMIT %(cap)s
          ) AS capped
        ) AS unreleased
+ CROSS JOIN LATERAL (
+       SELECT count(*)
+         FROM (
+           SELECT
+             FROM capataz_task AS task
+            WHERE task.queue = queue.name AND task.state IN ('scheduled', 'retrying')
+            LIMIT %(cap)s
+         ) AS capped
+       ) AS later
  CROSS JOIN LATERAL (
        SELECT min(eldest.created_at) AS oldest
          FROM generate_series(%(lowest)s::int, %(highest)s::int) AS step (priority)

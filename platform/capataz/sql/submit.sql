@@ -2,28 +2,41 @@
 -- now(), and what is due already is queued. The order is that of the clients' ids, so that two open
 -- transactions that name the same ids wait for each other in one direction only. A row that does not
 -- come back has an id that is taken.
-INSERT INTO capataz_task (
-    id, key, type, queue, priority, state, payload, max_attempts, run_at, expires_at,
-    soft_time_limit, time_limit, submitted_by, schedule_id
+-- Where a queue has a limit, nothing is inserted before the caller is sure of room: the limits come back.
+WITH limited AS (
+    SELECT name, waiting_limit
+      FROM capataz_queue
+     WHERE waiting_limit IS NOT NULL
+       AND name = ANY(%(queues)s)
+       AND NOT %(sure_of_room)s
+), accepted AS (
+    INSERT INTO capataz_task (
+        id, key, type, queue, priority, state, payload, max_attempts, run_at, expires_at,
+        soft_time_limit, time_limit, submitted_by, schedule_id
+    )
+    SELECT new.id, new.key, new.type, new.queue, new.priority,
+           CASE WHEN new.due > now() THEN 'scheduled' ELSE 'queued' END,
+           new.payload::jsonb, new.max_attempts,
+           CASE WHEN new.due > now() THEN new.due END,
+           new.expires_at, new.soft_time_limit, new.time_limit, new.submitted_by, new.schedule_id
+      FROM (
+        SELECT *, coalesce(given.run_at, now() + make_interval(secs => given.delay)) AS due
+          FROM unnest(
+              %(id)s::uuid[], %(key)s::text[], %(type)s::text[], %(queue)s::text[],
+              %(priority)s::smallint[], %(payload)s::text[], %(max_attempts)s::smallint[],
+              %(run_at)s::timestamptz[], %(delay)s::float8[], %(expires_at)s::timestamptz[],
+              %(soft_time_limit)s::float8[], %(time_limit)s::float8[], %(submitted_by)s::text[],
+              %(schedule_id)s::bigint[]
+          ) AS given (
+              id, key, type, queue, priority, payload, max_attempts, run_at, delay, expires_at,
+              soft_time_limit, time_limit, submitted_by, schedule_id
+          )
+      ) AS new
+     WHERE NOT EXISTS (SELECT FROM limited)
+     ORDER BY new.key, new.id
+        ON CONFLICT DO NOTHING
+    RETURNING id
 )
-SELECT new.id, new.key, new.type, new.queue, new.priority,
-       CASE WHEN new.due > now() THEN 'scheduled' ELSE 'queued' END,
-       new.payload::jsonb, new.max_attempts,
-       CASE WHEN new.due > now() THEN new.due END,
-       new.expires_at, new.soft_time_limit, new.time_limit, new.submitted_by, new.schedule_id
-  FROM (
-    SELECT *, coalesce(given.run_at, now() + make_interval(secs => given.delay)) AS due
-      FROM unnest(
-          %(id)s::uuid[], %(key)s::text[], %(type)s::text[], %(queue)s::text[],
-          %(priority)s::smallint[], %(payload)s::text[], %(max_attempts)s::smallint[],
-          %(run_at)s::timestamptz[], %(delay)s::float8[], %(expires_at)s::timestamptz[],
-          %(soft_time_limit)s::float8[], %(time_limit)s::float8[], %(submitted_by)s::text[],
-          %(schedule_id)s::bigint[]
-      ) AS given (
-          id, key, type, queue, priority, payload, max_attempts, run_at, delay, expires_at,
-          soft_time_limit, time_limit, submitted_by, schedule_id
-      )
-  ) AS new
- ORDER BY new.key, new.id
-    ON CONFLICT DO NOTHING
-RETURNING id;
+SELECT id, NULL AS queue, NULL AS waiting_limit FROM accepted
+ UNION ALL
+SELECT NULL, name, waiting_limit FROM limited;

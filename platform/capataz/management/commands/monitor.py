@@ -65,8 +65,8 @@ def _lines() -> Iterator[str]:
         state = f"paused: {queue.pause_reason or 'no reason given'}" if queue.is_paused else "open"
         oldest = "-" if queue.oldest_age is None else f"{queue.oldest_age:.0f} s"
         yield (
-            f"queue       {queue.name:16} waiting {queue.waiting:<8} running {queue.running:<5}"
-            f" oldest {oldest:8} {state}"
+            f"queue       {queue.name:16} waiting {queue.shown_waiting:<8} later {queue.shown_later:<8}"
+            f" limit {queue.waiting_limit or '-':<8} running {queue.running:<5} oldest {oldest:8} {state}"
         )
     for worker in Worker.objects.alive():
         yield (
