@@ -115,6 +115,10 @@ format: setup ## let ruff format and mend what it can
 bench: setup ## the price of a task, beside plain Celery
 	$(PYTHON) ops/bench/price.py $(ARGS)
 
+.PHONY: load
+load: setup ## what a backlog and a history of a million tasks cost, against an empty table
+	$(PYTHON) -m ops.bench.load $(ARGS)
+
 .PHONY: chaos
 chaos: setup ## faults at random while tasks run, and a report of what became of them; ARGS="--help"
 	$(PYTHON) -m ops.chaos $(ARGS)

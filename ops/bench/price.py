@@ -96,7 +96,7 @@ def main() -> None:
     measured: dict[str, list[Measurement]] = {each.name: [] for each in CONTESTANTS}
     with tempfile.TemporaryDirectory(prefix="capataz-bench-") as folder:
         Path(folder).chmod(0o711)
-        with _without_configured_servers(), embedded(Path(folder) / "servers") as servers:
+        with without_configured_servers(), embedded(Path(folder) / "servers") as servers:
             for number in range(options.rounds):
                 for contestant in CONTESTANTS:
                     print(f"round {number + 1}/{options.rounds}: {contestant.name} ...", flush=True)
@@ -112,12 +112,12 @@ def main() -> None:
 def _measure(contestant: Contestant, servers: Servers, folder: Path, tasks: int, events: bool) -> Measurement:
     environment = _environment(contestant, servers, folder)
     _client(environment, "prepare")
-    with _running(contestant, environment, folder, events) as pids:
+    with running(contestant, environment, folder, events) as pids:
         _client(environment, "run", WARM_UP)
-        families = [*pids, *_server_pids(servers)]
-        before = _cpu(families)
+        families = [*pids, *server_pids(servers)]
+        before = cpu(families)
         report = _client(environment, "run", tasks)
-        used = _cpu(families) - before
+        used = cpu(families) - before
     return Measurement(
         cpu_us=1e6 * used / tasks,
         submit_us=1e6 * report["submit_cpu"] / tasks,
@@ -126,7 +126,7 @@ def _measure(contestant: Contestant, servers: Servers, folder: Path, tasks: int,
 
 
 def _environment(contestant: Contestant, servers: Servers, folder: Path) -> dict[str, str]:
-    database = _fresh_database(servers.database_url)
+    database = fresh_database(servers.database_url)
     return {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": contestant.settings,
@@ -141,7 +141,8 @@ def _environment(contestant: Contestant, servers: Servers, folder: Path) -> dict
     }
 
 
-def _fresh_database(url: str) -> str:
+def fresh_database(url: str) -> str:
+    """The URL of a new database on this server."""
     name = f"bench_{time.time_ns()}"
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')
@@ -149,9 +150,10 @@ def _fresh_database(url: str) -> str:
 
 
 @contextlib.contextmanager
-def _running(
+def running(
     contestant: Contestant, environment: dict[str, str], folder: Path, events: bool
 ) -> Iterator[list[int]]:
+    """Its processes, for as long as a block of code runs."""
     started = []
     try:
         for number, command in enumerate(contestant.processes):
@@ -182,11 +184,12 @@ def _client(environment: dict[str, str], *arguments: object) -> dict[str, float]
     return report
 
 
-def _server_pids(servers: Servers) -> list[int]:
+def server_pids(servers: Servers) -> list[int]:
+    """PostgreSQL's and Redis's main processes."""
     return [server.child.pid for server in servers.own() if server.child is not None]
 
 
-def _cpu(roots: list[int]) -> float:
+def cpu(roots: list[int]) -> float:
     """Seconds of CPU that these processes, their living descendants and their reaped ones have used."""
     total = 0.0
     for root in roots:
@@ -199,7 +202,7 @@ def _cpu(roots: list[int]) -> float:
 
 
 @contextlib.contextmanager
-def _without_configured_servers() -> Iterator[None]:
+def without_configured_servers() -> Iterator[None]:
     """The benchmark fills and empties its servers: never those that the shell happens to name."""
     names = ("DATABASE_URL", "REDIS_URL")
     kept = {name: os.environ.pop(name) for name in names if name in os.environ}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.conf import settings
 from django.db import connection, transaction
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from capataz.lifecycle import rollups, task_results
@@ -21,6 +23,9 @@ DAYS_AHEAD = 3
 PARTITIONS_LOCK = 0x43505A50
 # Workers that ended longer ago than this are no longer listed.
 KEEP_WORKERS = timedelta(days=7)
+BEFORE_ALL = datetime(1970, 1, 1, tzinfo=UTC)
+# Seconds of rest for each second of pruning: whoever claims meanwhile gets at least half of the disk.
+REST = 1.0
 
 
 def prune(
@@ -35,7 +40,7 @@ def prune(
     """Delete tasks that ended longer ago than their outcome is kept; returns how many of each.
 
     What is not given is taken from the settings. Deletes in batches of ``batch``, each its own
-    transaction, and asks ``stop`` in between.
+    transaction, rests as long as each took, and asks ``stop`` in between.
     """
     ages = {
         State.SUCCEEDED: _age(succeeded, settings.KEEP_SUCCEEDED_DAYS),
@@ -56,20 +61,29 @@ def _age(given: timedelta | None, days: float) -> timedelta:
     return timedelta(days=days) if given is None else given
 
 
+def oldest(state: State, age: timedelta, since: datetime) -> QuerySet[Task, Any]:
+    """(id, when it ended) of the tasks that ended in this state longer ago than ``age`` and not before
+    ``since``, the oldest first, locked."""
+    ended = Task.objects.filter(state=state, finished_at__lt=Now() - age, finished_at__gte=since)
+    free = ended.order_by("finished_at").select_for_update(skip_locked=True)
+    return free.values_list("pk", "finished_at")
+
+
 def _prune_state(state: State, age: timedelta, batch: int, stop: Callable[[], bool]) -> int:
-    total = 0
+    total, since = 0, BEFORE_ALL
     while not stop():
+        began = time.monotonic()
         with transaction.atomic():
-            old = Task.objects.filter(state=state, finished_at__lt=Now() - age)
-            # By age through the primary key, whose ids sort by time: no index on finished_at is needed.
-            ids = list(
-                old.order_by("pk").select_for_update(skip_locked=True).values_list("pk", flat=True)[:batch]
-            )
+            rows = list(oldest(state, age, since)[:batch])
+            ids = [pk for pk, _ in rows]
             Task.objects.filter(pk__in=ids).delete()
             task_results.forget(ids)
         total += len(ids)
         if len(ids) < batch:
             break
+        # What is deleted stays in the index as long as an old snapshot is open: it is not walked over again.
+        since = rows[-1][1]
+        time.sleep(REST * (time.monotonic() - began))
     return total
 
 

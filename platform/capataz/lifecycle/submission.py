@@ -233,7 +233,7 @@ def _make_sure_of_room(rows: list[_Row], limits: dict[str, int]) -> None:
             columns = {"id": [row.id for row in own], "key": [row.key for row in own]}
             parameters = {**columns, "queue": queue, "limit": limit}
             [(waiting, asked)] = cursor.execute(statement("room"), parameters).fetchall()
-            if asked and waiting + asked > limit:
+            if waiting + asked > limit:  # what waits is counted up to the limit, so what is known always fits
                 raise QueueFull(queue, limit=limit, waiting=waiting, asked=asked)
 
 
