@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from environs import Env, EnvError
-from marshmallow.validate import OneOf, Range
+from marshmallow.validate import ContainsOnly, OneOf, Range
 
 from capataz import home
 from capataz.priority import DEFAULT as DEFAULT_PRIORITY
@@ -116,6 +116,28 @@ KEEP_CANCELLED_DAYS = env.float("CAPATAZ_KEEP_CANCELLED_DAYS", 30, validate=Rang
 KEEP_EXPIRED_DAYS = env.float("CAPATAZ_KEEP_EXPIRED_DAYS", 30, validate=Range(0.001, 36500))
 # Roll-ups, which the charts are drawn from: a row for each queue, type and hour.
 KEEP_ROLLUPS_DAYS = env.float("CAPATAZ_KEEP_ROLLUPS_DAYS", 90, validate=Range(0.001, 36500))
+
+# --- Upkeep -------------------------------------------------------------------------------------------
+
+# Outcomes whose tasks are written to the archive before retention deletes them, of succeeded, dead, cancelled
+# and expired; empty archives none. By default the dead ones, which are the ones that somebody may have to
+# explain later: they move there when they are 90 days old, see CAPATAZ_KEEP_DEAD_DAYS.
+ARCHIVED: list[str] = env.list(
+    "CAPATAZ_ARCHIVED",
+    ["dead"],
+    validate=ContainsOnly(
+        ["succeeded", "dead", "cancelled", "expired"], error="use succeeded, dead, cancelled or expired"
+    ),
+)
+ARCHIVE_DIR: Path = env.path("CAPATAZ_ARCHIVE_DIR", CAPATAZ_DATA_DIR / "archive")
+# Where backups lie: best on another disk, or on storage that all hosts with workers share.
+BACKUP_DIR: Path = env.path("CAPATAZ_BACKUP_DIR", CAPATAZ_DATA_DIR / "backups")
+# Hours and days of which the newest backup is kept: a day to find out what went wrong in, a week for what is
+# noticed later.
+BACKUP_HOURS = env.int("CAPATAZ_BACKUP_HOURS", 24, validate=Range(1, 10_000))
+BACKUP_DAYS = env.int("CAPATAZ_BACKUP_DAYS", 7, validate=Range(0, 10_000))
+# Days after which what a log was rotated to is deleted. Their sizes are bounded; old lines are of no use.
+KEEP_LOGS_DAYS = env.float("CAPATAZ_KEEP_LOGS_DAYS", 14, validate=Range(0.001, 36500))
 
 # --- Django -------------------------------------------------------------------------------------------
 

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import connection
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from capataz.lifecycle import retention
 from capataz.lifecycle.retention import DAYS_AHEAD, PARTITIONED, prepare_partitions, prune
 from capataz.models import Task, Worker
 from capataz.states import FINAL, UNFINISHED, State
@@ -144,6 +146,27 @@ def test_two_who_prepare_at_once_do_not_get_in_each_others_way(
                 cursor.execute(f"DROP TABLE IF EXISTS {name}")
         together(prepare_partitions, prepare_partitions, prepare_partitions)
         assert day_name("capataz_event", 2) in partitions("capataz_event")
+
+
+def test_a_dump_that_holds_a_day_keeps_it_from_being_dropped_and_nobody_from_working(
+    transactional_db: None, session: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "TABLE_PATIENCE", 50)
+    day = timezone.now().date() - 200 * DAY
+    old = day_name("capataz_event", -200)
+    values = f"FOR VALUES FROM ('{day}') TO ('{day + DAY}')"
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE TABLE {old} PARTITION OF capataz_event {values}")
+        cursor.execute("SHOW lock_timeout")
+        patience = cursor.fetchone()
+        with session.transaction():
+            session.execute(f"LOCK TABLE {old} IN ACCESS SHARE MODE")
+            prune()
+            assert old in partitions("capataz_event")
+        prune()
+        assert old not in partitions("capataz_event")
+        cursor.execute("SHOW lock_timeout")
+        assert cursor.fetchone() == patience
 
 
 def test_a_day_whose_rows_came_before_its_partition_stays_where_they_are() -> None:

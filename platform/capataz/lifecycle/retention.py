@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 from django.conf import settings
-from django.db import connection, transaction
-from django.db.models import QuerySet
+from django.db import OperationalError, connection, transaction
+from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 
-from capataz.lifecycle import rollups, task_results
+from capataz.lifecycle import archive, rollups, task_results
 from capataz.models import Task, Worker
 from capataz.models.worker import ALIVE
 from capataz.states import State
@@ -26,6 +29,11 @@ KEEP_WORKERS = timedelta(days=7)
 BEFORE_ALL = datetime(1970, 1, 1, tzinfo=UTC)
 # Seconds of rest for each second of pruning: whoever claims meanwhile gets at least half of the disk.
 REST = 1.0
+# Milliseconds to wait for the lock on a whole table. All who finish tasks queue up behind whoever waits for
+# it, and a dump holds it off for as long as it runs; what was not got is got the next time.
+TABLE_PATIENCE = 500
+
+_log = logging.getLogger(__name__)
 
 
 def prune(
@@ -40,7 +48,9 @@ def prune(
     """Delete tasks that ended longer ago than their outcome is kept; returns how many of each.
 
     What is not given is taken from the settings. Deletes in batches of ``batch``, each its own
-    transaction, rests as long as each took, and asks ``stop`` in between.
+    transaction, rests as long as each took, and asks ``stop`` in between. Tasks of the outcomes in ARCHIVED
+    are in the archive before they are deleted: if it cannot be written, OSError is raised and nothing more is
+    deleted.
     """
     ages = {
         State.SUCCEEDED: _age(succeeded, settings.KEEP_SUCCEEDED_DAYS),
@@ -49,11 +59,26 @@ def prune(
         State.EXPIRED: _age(expired, settings.KEEP_EXPIRED_DAYS),
     }
     deleted = {state.value: _prune_state(state, age, batch, stop) for state, age in ages.items()}
+    archive.clear()
     Worker.objects.exclude(state__in=ALIVE).filter(stopped_at__lt=Now() - KEEP_WORKERS).delete()
     rollups.prune(settings.KEEP_ROLLUPS_DAYS)
     prepare_partitions()
     _drop_partitions(max(ages.values()))
     return deleted
+
+
+def _prune_state(state: State, age: timedelta, batch: int, stop: Callable[[], bool]) -> int:
+    delete = _archive_batch if state in settings.ARCHIVED else _delete_batch
+    total = 0
+    # What is deleted stays in the index as long as an old snapshot is open: it is not walked over again.
+    since: datetime | None = BEFORE_ALL
+    while since is not None and not stop():
+        began = time.monotonic()
+        deleted, since = delete(state, age, since, batch)
+        total += deleted
+        if since is not None:
+            time.sleep(REST * (time.monotonic() - began))
+    return total
 
 
 def _age(given: timedelta | None, days: float) -> timedelta:
@@ -69,22 +94,29 @@ def oldest(state: State, age: timedelta, since: datetime) -> QuerySet[Task, Any]
     return free.values_list("pk", "finished_at")
 
 
-def _prune_state(state: State, age: timedelta, batch: int, stop: Callable[[], bool]) -> int:
-    total, since = 0, BEFORE_ALL
-    while not stop():
-        began = time.monotonic()
-        with transaction.atomic():
-            rows = list(oldest(state, age, since)[:batch])
-            ids = [pk for pk, _ in rows]
-            Task.objects.filter(pk__in=ids).delete()
-            task_results.forget(ids)
-        total += len(ids)
-        if len(ids) < batch:
-            break
-        # What is deleted stays in the index as long as an old snapshot is open: it is not walked over again.
-        since = rows[-1][1]
-        time.sleep(REST * (time.monotonic() - began))
-    return total
+def _delete_batch(state: State, age: timedelta, since: datetime, batch: int) -> tuple[int, datetime | None]:
+    """How many were deleted, and when the last of them had ended; None for that if there are no more."""
+    with transaction.atomic():
+        rows = list(oldest(state, age, since)[:batch])
+        _delete([pk for pk, _ in rows])
+    return len(rows), rows[-1][1] if len(rows) == batch else None
+
+
+def _archive_batch(state: State, age: timedelta, since: datetime, batch: int) -> tuple[int, datetime | None]:
+    """Write, then delete what is still as it was written: somebody may have had a task retried meanwhile."""
+    written = archive.write(state, age, since, batch)
+    with transaction.atomic():
+        as_written = Task.objects.filter(pk__in=written, state=state).select_for_update(skip_locked=True)
+        found = as_written.order_by("pk").values_list("pk", "finished_at")
+        ids = [task_id for task_id, finished_at in found if finished_at == written[task_id]]
+        _delete(ids)
+    # A batch of which nothing could be deleted would be written again and again.
+    return len(ids), max(written.values()) if len(written) == batch and ids else None
+
+
+def _delete(ids: list[uuid.UUID]) -> None:
+    Task.objects.filter(pk__in=ids).delete()
+    task_results.forget(ids)
 
 
 def prepare_partitions() -> None:
@@ -94,12 +126,25 @@ def prepare_partitions() -> None:
 
 
 def _drop_partitions(age: timedelta) -> None:
+    """Drop the days that no outcome is kept for, and that no task still to be archived has lived in."""
+    to_archive = Task.objects.filter(state__in=settings.ARCHIVED).order_by("pk")
+    oldest = to_archive.annotate(age=Now() - F("created_at")).values_list("age", flat=True).first()
+    age = max(age, oldest or age)
     for table in PARTITIONED:
         _one_at_a_time("SELECT capataz_drop_partitions(%s, %s * interval '1 day')", [table, age.days])
 
 
 def _one_at_a_time(query: str, parameters: list[Any]) -> None:
     """Two sessions that make or drop the same partition would get in each other's way."""
-    with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [PARTITIONS_LOCK])
-        cursor.execute(query, parameters)
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [PARTITIONS_LOCK])
+            cursor.execute("SHOW lock_timeout")
+            [patience] = cursor.fetchone()
+            cursor.execute(f"SET LOCAL lock_timeout = {TABLE_PATIENCE}")
+            cursor.execute(query, parameters)
+            cursor.execute("SELECT set_config('lock_timeout', %s, true)", [patience])
+    except OperationalError as error:
+        if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+            raise
+        _log.warning("the partitions are left as they are for now: %s", str(error).strip())
