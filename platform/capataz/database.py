@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 from django.db import connection as django_connection
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 from capataz.servers import ENGINE_SESSION, session_options
@@ -73,6 +74,11 @@ def driver() -> Connection:
     django_connection.ensure_connection()
     raw: Connection = django_connection.connection
     return raw
+
+
+def conninfo() -> str:
+    """Where Django's database is, with the password, as libpq understands it."""
+    return make_conninfo(**{name: value for name, value in _parameters().items() if name != "options"})
 
 
 def _parameters() -> dict[str, Any]:

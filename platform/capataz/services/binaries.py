@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from capataz.services.account import Account
-from capataz.services.errors import StartFailed
+from capataz.services.errors import BackupFailed, StartFailed
 from capataz.services.shared_place import FOR_COPIES, shared_place
 
 OLDEST_POSTGRES = 15
@@ -49,6 +49,44 @@ class PostgresBinaries:
     def initdb(self) -> Path:
         """The program that makes a cluster."""
         return self.directory / "initdb"
+
+
+@dataclass(frozen=True)
+class PostgresClient:
+    """The programs that make a dump and put it back."""
+
+    directory: Path
+
+    @property
+    def pg_dump(self) -> Path:
+        """Makes one."""
+        return self.directory / "pg_dump"
+
+    @property
+    def pg_restore(self) -> Path:
+        """Reads one."""
+        return self.directory / "pg_restore"
+
+    @property
+    def psql(self) -> Path:
+        """Sends what was read to a server."""
+        return self.directory / "psql"
+
+
+def find_client(major: int) -> PostgresClient:
+    """The programs for a server of this version: a dump by another one may not fit back into it.
+
+    Raises BackupFailed if there are none.
+    """
+    for directory, _ in _directories("pg_dump"):
+        client = PostgresClient(directory)
+        programs = (client.pg_dump, client.pg_restore, client.psql)
+        if all(map(_runnable, programs)) and _version(client.pg_dump) == major:
+            return client
+    raise BackupFailed(
+        f"No pg_dump of version {major}, that of the PostgreSQL server, is within reach. Install its client "
+        f"programs (postgresql-client-{major} on Debian), or name their directory in {POSTGRES_BIN}."
+    )
 
 
 def find_postgres(account: Account | None, major: int | None = None) -> PostgresBinaries:
@@ -87,20 +125,26 @@ def _is_wanted(one: PostgresBinaries, major: int | None) -> bool:
 
 
 def _installations() -> Iterator[PostgresBinaries]:
+    for directory, site in _directories("postgres"):
+        yield from _installation(directory, site=site)
+
+
+def _directories(program: str) -> Iterator[tuple[Path, Path | None]]:
+    """Where PostgreSQL's programs may lie, the best first, and the wheel's place if they are from one."""
     named = os.environ.get(POSTGRES_BIN)
     if named:
-        yield from _installation(Path(named))
+        yield Path(named), None
         return
-    on_path = shutil.which("postgres")
+    on_path = shutil.which(program)
     if on_path:
-        yield from _installation(Path(on_path).resolve().parent)
+        yield Path(on_path).resolve().parent, None
     of_distribution = DISTRIBUTION.glob("*/bin")
     for directory in sorted(of_distribution, key=_number_of_parent, reverse=True):
-        yield from _installation(directory)
+        yield directory, None
     wheel = _package(POSTGRES_WHEEL)
     if wheel:
         for name in ("pginstall18", "pginstall"):
-            yield from _installation(wheel / name / "bin", site=wheel.parent)
+            yield wheel / name / "bin", wheel.parent
 
 
 def _number_of_parent(directory: Path) -> int:
@@ -108,7 +152,7 @@ def _number_of_parent(directory: Path) -> int:
     return int(name) if name.isdigit() else 0
 
 
-def _installation(directory: Path, *, site: Path | None = None) -> Iterator[PostgresBinaries]:
+def _installation(directory: Path, *, site: Path | None) -> Iterator[PostgresBinaries]:
     if _runnable(directory / "postgres") and _runnable(directory / "initdb"):
         yield PostgresBinaries(directory.resolve(), _version(directory / "postgres"), site and site.resolve())
 

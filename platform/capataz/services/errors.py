@@ -7,3 +7,7 @@ class StartFailed(RuntimeError):
 
 class HomeInUse(StartFailed):
     """Another process holds this home."""
+
+
+class BackupFailed(RuntimeError):
+    """A backup could not be made or restored. The message says what to do about it."""
