@@ -2,9 +2,9 @@
 
 from django.conf import settings
 
-from tasks import cleanup, email, files, images
+from tasks import cleanup, email, files, images, upkeep
 
-__all__ = ["cleanup", "email", "files", "images"]
+__all__ = ["cleanup", "email", "files", "images", "upkeep"]
 
 if settings.CAPATAZ_DEMO:
     from tasks import demo

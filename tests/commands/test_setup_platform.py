@@ -12,7 +12,9 @@ from django.db import connection
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 from pytest_django import Settings
 
+from capataz.handlers import find
 from capataz.lifecycle.submission import known_queues
+from capataz.management.schedules import SHIPPED
 from capataz.models import Queue, Role
 from capataz.models.membership import role_of
 
@@ -52,9 +54,27 @@ def test_twice_is_as_good_as_once(data_dir: Path) -> None:
     Queue.objects.update(pause_reason="mine")
     call_command("setup_platform", verbosity=0)
     assert (data_dir / "admin-password").read_text() == password
-    assert PeriodicTask.objects.filter(enabled=False).count() == 1
+    assert PeriodicTask.objects.filter(enabled=False).count() == PeriodicTask.objects.count() == len(SHIPPED)
     assert CrontabSchedule.objects.filter(minute="17").count() == 1
     assert not Queue.objects.exclude(pause_reason="mine").exists()
+
+
+def test_the_shipped_schedules_are_rows_that_beat_follows_and_nothing_overwrites(data_dir: Path) -> None:
+    call_command("setup_platform", verbosity=0)
+    for shipped in SHIPPED:
+        made = PeriodicTask.objects.get(name=shipped.name)
+        at = made.crontab
+        times = [at.minute, at.hour, at.day_of_month, at.month_of_year, at.day_of_week]
+        assert (" ".join(times), str(at.timezone), made.enabled) == (shipped.crontab, "UTC", shipped.enabled)
+        assert made.capataz.overlap == "skip"
+        assert find(made.task).queue == "maintenance"
+    other = CrontabSchedule.objects.create(minute="5", hour="5")
+    PeriodicTask.objects.filter(name="capataz: backup").update(crontab=other, task="demo.echo")
+    PeriodicTask.objects.get(name="capataz: upkeep").delete()
+    call_command("setup_platform", verbosity=0)
+    changed = PeriodicTask.objects.get(name="capataz: backup")
+    assert (changed.crontab, changed.task) == (other, "demo.echo")
+    assert PeriodicTask.objects.filter(name="capataz: upkeep").exists()
 
 
 def test_no_user_is_made_where_there_is_one(data_dir: Path) -> None:

@@ -13,17 +13,14 @@ from django.contrib.auth.models import Group, Permission, User
 from django.core.management.base import BaseCommand
 from django.db import connection, transaction
 from django.db.models import Q
-from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
 from capataz.lifecycle import retention
 from capataz.lifecycle.submission import known_queues
+from capataz.management import schedules
 from capataz.models import Queue, Role
 
 # The advisory lock under which one setup works at a time.
 SETUP_LOCK = 0x43505A53
-
-CLEANUP = "capataz: cleanup"
-CLEANUP_MINUTE = 17  # away from the full hour, when everybody's schedules fire
 
 # What each role may do beyond the role before it, in Django's own permissions: app label to codenames.
 GRANTS: dict[Role, dict[str, list[str]]] = {
@@ -46,7 +43,7 @@ GRANTS: dict[Role, dict[str, list[str]]] = {
 class Command(BaseCommand):
     """Fills in what is missing, and leaves alone what is there."""
 
-    help = "Create queues, partitions, roles, the cleanup schedule and a first user. May be run at any time."
+    help = "Create queues, partitions, roles, the shipped schedules and a first user. May be run at any time."
 
     def handle(self, *args: Any, **options: Any) -> None:
         """All of it, in one transaction, one setup at a time."""
@@ -56,7 +53,7 @@ class Command(BaseCommand):
             retention.prepare_partitions()
             _declare_queues()
             _declare_roles()
-            _schedule_cleanup()
+            schedules.create_missing()
             password_file = _make_first_user()
         if password_file is not None and options["verbosity"] > 0:
             self.stdout.write(f"made the user admin; its password is in {password_file}")
@@ -78,25 +75,6 @@ def _declare_roles() -> None:
 
 def _named(app: str, codenames: list[str]) -> Q:
     return Q(content_type__app_label=app, codename__in=codenames)
-
-
-def _schedule_cleanup() -> None:
-    if PeriodicTask.objects.filter(name=CLEANUP).exists():
-        return
-    # Several equal rows may exist already: the schedules' admin does not prevent it.
-    hourly = {
-        "minute": str(CLEANUP_MINUTE),
-        "hour": "*",
-        "day_of_week": "*",
-        "day_of_month": "*",
-        "month_of_year": "*",
-    }
-    crontab = CrontabSchedule.objects.filter(**hourly, timezone="UTC").first()
-    crontab = crontab or CrontabSchedule.objects.create(**hourly, timezone="UTC")
-    description = (
-        "Deletes finished tasks whose retention is over and prepares the partitions of the days ahead."
-    )
-    PeriodicTask.objects.create(name=CLEANUP, task="cleanup", crontab=crontab, description=description)
 
 
 def _make_first_user() -> Path | None:
