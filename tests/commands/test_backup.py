@@ -142,6 +142,24 @@ def test_a_restore_that_fails_half_way_leaves_the_database_as_it_was(folder: Pat
     assert Task.objects.get().pk == task.pk
 
 
+def test_a_reader_that_dies_at_the_end_of_a_line_has_nothing_committed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup.back_up()
+    task = submit("demo.echo", {"message": "precious"})
+    connection.close()
+    start = backup._start
+
+    def die_early(argv: list[str], *rest: Any, **options: Any) -> Any:
+        is_reader = argv[0].endswith("pg_restore") and "--list" not in argv
+        return start(["sh", "-c", "echo 'SELECT 1;'; exit 1"] if is_reader else argv, *rest, **options)
+
+    monkeypatch.setattr(backup, "_start", die_early)
+    with pytest.raises(CommandError, match="The database is as it was"):
+        call_command("restore", "latest", "--force")
+    assert Task.objects.get().pk == task.pk
+
+
 def test_without_pg_dump_the_error_says_how_to_mend_it_and_good_backups_stay(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
@@ -217,6 +235,9 @@ def test_a_message_that_moves_meanwhile_is_in_the_copy(
 ) -> None:
     """As a worker takes it, and gives it back, over and over."""
     broker.rpush("default", b"message")
+    others = 1000  # so many that a reader of one after the other would be interrupted
+    for number in range(others):
+        broker.rpush(f"list-{number}", b"message")
     stopped, url = threading.Event(), settings.CELERY_BROKER_URL
 
     def move() -> None:
@@ -233,11 +254,11 @@ def test_a_message_that_moves_meanwhile_is_in_the_copy(
     mover = threading.Thread(target=move)
     mover.start()
     try:
-        counts = [redis_copy.write(url, tmp_path / f"copy-{number}") for number in range(50)]
+        counts = [redis_copy.write(url, tmp_path / f"copy-{number}") for number in range(20)]
     finally:
         stopped.set()
         mover.join()
-    assert set(counts) == {1}
+    assert set(counts) == {others + 1}
 
 
 def test_restore_without_a_name_lists_what_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

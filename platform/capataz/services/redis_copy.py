@@ -90,7 +90,7 @@ def _records(client: redis.Redis) -> Iterator[dict[str, Any]]:
             kinds[kind in OF_MESSAGES].add(key)
     # A queue that was empty when we looked may have got the message that another one has just lost.
     yield from _dumps(client, sorted(kinds[True] - LEFT_OUT), together=True)
-    for some in _batches(sorted(kinds[False] - kinds[True] - LEFT_OUT), AT_ONCE):
+    for some in _batches(sorted(kinds[False] - LEFT_OUT), AT_ONCE):
         yield from _dumps(client, some, together=False)
 
 
