@@ -25,10 +25,17 @@ def answers(url: str) -> bool:
 
 
 def has_session(application: str) -> bool:
-    """Whether a process on this address, other than this one, has a session of this name in the database."""
+    """Whether a process on this address, other than this one, has a session of this name in the database.
+
+    Behind a pooler, where sessions have neither, only whether the database answers.
+    """
     from django.db import connection
 
+    from capataz.database import own_backend
+
     with connection.cursor() as cursor:
+        if own_backend(connection.connection) is None:
+            return True
         cursor.execute(
             "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()"
             " AND client_addr = inet_client_addr() AND pid <> pg_backend_pid() AND application_name LIKE %s)",

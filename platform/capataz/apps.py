@@ -4,7 +4,9 @@ from importlib import import_module
 
 from django.apps import AppConfig
 from django.conf import settings
+from django.db.backends.signals import connection_created
 
+from capataz.database import keep_nothing_in_a_pooled_session
 from capataz.errors import ConfigurationError
 
 
@@ -17,6 +19,7 @@ class CapatazConfig(AppConfig):
 
     def ready(self) -> None:
         """Make the Celery app, register the checks and every handler."""
+        connection_created.connect(keep_nothing_in_a_pooled_session)
         celery = import_module("capataz.celery")
         import_module("capataz.checks")
         for module in settings.CAPATAZ_HANDLERS:

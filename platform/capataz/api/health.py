@@ -11,10 +11,12 @@ import redis
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_GET
+from redis.exceptions import NoPermissionError
 
 from capataz.api import problems
 from capataz.api.wire import answer
 from capataz.database import Session
+from capataz.lifecycle.dispatch import CLIENT_NAME
 
 # Seconds a check may take: a load balancer that waits longer gives up on us.
 PATIENCE = 1.0
@@ -73,7 +75,8 @@ def _ask_database() -> Facts:
     except Exception:
         _session.close()
         raise
-    return {"workers": workers, "dispatchers": dispatchers}
+    # Behind a pooler a session bears the name of whoever used it last.
+    return {"workers": workers, "dispatchers": None if _session.backend is None else dispatchers}
 
 
 def _ask_redis() -> Facts:
@@ -85,7 +88,16 @@ def _ask_redis() -> Facts:
     )
     with client:
         client.ping()
-    return {}
+        return {} if _session.backend else {"dispatchers": _dispatchers_at(client)}
+
+
+def _dispatchers_at(client: redis.Redis) -> int | None:
+    """How many dispatchers are connected to Redis; None where we may not know."""
+    try:
+        clients: list[dict[str, str]] = client.client_list()
+    except NoPermissionError:
+        return None
+    return sum(each["name"] == CLIENT_NAME for each in clients)
 
 
 _database = Check("database", _ask_database)
@@ -100,6 +112,8 @@ def health(request: HttpRequest) -> HttpResponse:
     """
     database, broker = facts_of(_database.start(), _redis.start())
     workers, dispatchers = database.pop("workers", None), database.pop("dispatchers", None)
+    connected = broker.pop("dispatchers", None)
+    dispatchers = connected if dispatchers is None else dispatchers
     checks = {
         "database": database,
         "redis": broker,

@@ -37,6 +37,9 @@ RELEASE_LOCK = 0x43505A51
 # A string (any value, kept for ever) that goes when Redis loses its data. Missing: publish all again.
 EPOCH_KEY = "capataz:epoch"
 
+# What Redis calls the connection of a dispatcher.
+CLIENT_NAME = "capataz-dispatcher"
+
 MOST = 1000  # rows moved by one statement
 HOUSEKEEPING = 0.5  # seconds between two looks at deadlines and unclaimed tasks
 FOLDING = 5.0  # seconds between two foldings of roll-ups
@@ -70,7 +73,7 @@ class Dispatcher:
             settings.CELERY_BROKER_URL,
             socket_timeout=1,
             socket_connect_timeout=1,
-            client_name="capataz-dispatcher",
+            client_name=CLIENT_NAME,
         )
         self._session = Session("dispatcher", durable=False, on_connect=self._listen)
         self._crew = Crew()
@@ -274,7 +277,14 @@ class Dispatcher:
     # Rest.
 
     def _listen(self, connection: Connection) -> None:
-        connection.execute(f"LISTEN {wakeup.CHANNEL}")
+        if self._session.backend is not None:
+            connection.execute(f"LISTEN {wakeup.CHANNEL}")
+        else:
+            _log.warning(
+                "behind a pooler nobody can wake the dispatcher: at rest it looks every %g s"
+                " (CAPATAZ_DISPATCH_IDLE_POLL_SECONDS)",
+                settings.DISPATCH_IDLE_POLL,
+            )
         connection.execute(statement("declare_queues"), {"names": sorted(known_queues())})
         self._crew_at = -math.inf
 

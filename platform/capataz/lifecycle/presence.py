@@ -2,7 +2,8 @@
 
 While a worker lives, its session holds an advisory lock on its identity. A free lock and a silent
 heartbeat together mean death within seconds; a silent heartbeat alone needs more patience, because a
-network that is slow keeps the lock's session open.
+network that is slow keeps the lock's session open. Behind a pooler no session is the worker's own: it takes
+no lock and records no backend, and only its silence counts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from capataz.database import Connection
+from capataz.database import Backend, Connection, own_backend
 from capataz.sql import statement
 
 # The first half of every worker's advisory lock; the second is its id.
@@ -56,15 +57,24 @@ def register(
         "queues": queues,
         "types": types,
         "max_concurrency": max_concurrency,
+        "backends": json.dumps([backend] if (backend := own_backend(connection)) else []),
     }
     [(worker_id,)] = connection.execute(statement("register_worker"), about).fetchall()
     hold_lock(connection, worker_id)
     return int(worker_id)
 
 
-def hold_lock(connection: Connection, worker_id: int) -> None:
-    """Take the lock of this identity for as long as the session lives; waits out a look of recovery."""
-    connection.execute("SELECT pg_advisory_lock(%s, %s)", [LOCK_CLASS, worker_id])
+def hold_lock(connection: Connection, worker_id: int, left: Backend | None = None) -> None:
+    """Take the lock of this identity for as long as the session lives; waits out a look of recovery.
+
+    ``left`` is the session that this worker has lost: PostgreSQL may not have noticed, and it would hold
+    the lock until then, and this worker up.
+    Behind a pooler it would stay in a session that is lent to others, so that none is taken.
+    """
+    if left is not None:
+        connection.execute(statement("terminate_backends"), {"backends": json.dumps([left])})
+    if own_backend(connection) is not None:
+        connection.execute("SELECT pg_advisory_lock(%s, %s)", [LOCK_CLASS, worker_id])
 
 
 def beat(connection: Connection, worker_id: int, sign: Sign) -> bool:

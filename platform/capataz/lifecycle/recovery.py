@@ -69,9 +69,9 @@ class Recovery(threading.Thread):
         self._mind_the_gap(connection)
         workers = connection.execute(statement("silent_workers"), {"lock": presence.LOCK_CLASS}).fetchall()
         self._sightings = {row[0]: self._sight(row) for row in workers}
-        for worker_id, name, heartbeat, backends, lock_is_free in workers:
+        for worker_id, name, heartbeat, backends, session_is_gone in workers:
             looks = self._sightings[worker_id].silent_looks
-            because = verdict(looks, lock_is_free)
+            because = verdict(looks, session_is_gone)
             if because and bury(connection, worker_id, heartbeat, backends, because):
                 _log.error("worker %s is dead: %s", name, because)
         for [worker_id] in connection.execute(statement("orphans")).fetchall():
@@ -97,9 +97,9 @@ class Recovery(threading.Thread):
         self._looked_at = None
 
 
-def verdict(silent_looks: int, lock_is_free: bool) -> str:
+def verdict(silent_looks: int, session_is_gone: bool) -> str:
     """Why a worker that has been silent for so many looks is dead; empty if it is not yet."""
-    if lock_is_free and silent_looks >= settings.LOOKS_WITH_FREE_LOCK:
+    if session_is_gone and silent_looks >= settings.LOOKS_WITH_FREE_LOCK:
         return f"its session is gone and {silent_looks} looks saw no heartbeat"
     if silent_looks >= settings.LOOKS_WITHOUT_BEAT:
         return f"{silent_looks} looks saw no heartbeat"

@@ -5,8 +5,8 @@ WITH worker AS (
         cpu_percent, ram_mb, loop_lag, phase, timings
     )
     VALUES (
-        %(name)s, %(host)s, %(pid)s, 'running', %(queues)s, %(types)s, %(max_concurrency)s, 0, '[]',
-        0, 0, 0, 0, 0, 'connecting', '{}'
+        %(name)s, %(host)s, %(pid)s, 'running', %(queues)s, %(types)s, %(max_concurrency)s, 0,
+        %(backends)s::jsonb, 0, 0, 0, 0, 0, 'connecting', '{}'
     )
     RETURNING id, name
 ), event AS (

@@ -20,7 +20,7 @@ import psycopg
 from celery.worker.state import maybe_shutdown
 from django.conf import settings
 
-from capataz.database import Connection, Session
+from capataz.database import Backend, Connection, Session
 from capataz.lifecycle import presence
 from capataz.lifecycle.presence import Sign
 
@@ -54,6 +54,7 @@ class Heartbeat(threading.Thread):
         self._processes = processes
         self._seems_hung = False
         self.session = Session("heartbeat", on_connect=self._hold_lock)
+        self._backend: Backend | None = None
         self._stopping = threading.Event()
         self._load = Load()
         self._notes: deque[tuple[str, dict[str, Any]]] = deque()
@@ -103,7 +104,8 @@ class Heartbeat(threading.Thread):
 
     def _hold_lock(self, connection: Connection) -> None:
         if self.worker_id:
-            presence.hold_lock(connection, self.worker_id)
+            presence.hold_lock(connection, self.worker_id, left=self._backend)
+        self._backend = self.session.backend
 
     def _beat(self) -> None:
         sign = self._sign()
