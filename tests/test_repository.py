@@ -347,6 +347,51 @@ def test_every_setting_is_on_the_page_on_configuration():
     assert {name for name in map(str, read) if f"`{name}`" not in page} == set()
 
 
+def missing_tests(page: str) -> list[str]:
+    """Tests that a page names, as `path::name`, and that do not exist."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / page).read_text())
+    assert named, f"{page} names no tests"
+    return [
+        f"{path}::{name}"
+        for path, name in named
+        if not (ROOT / path).exists()
+        or not re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
+    ]
+
+
+def test_the_page_on_failure_modes_names_tests_that_exist():
+    assert missing_tests("docs/failure-modes.md") == []
+
+
+def test_every_failure_mode_has_a_test():
+    rows = [row for row in rows_of("failure-modes.md") if row[0] not in ("what goes wrong", "---")]
+    assert len(rows) > 40
+    assert [row[0] for row in rows if len(row) != 3 or "::test_" not in row[2]] == []
+
+
+# What may ask this machine for the time, and why that decides nothing about a handler's task.
+MAY_ASK_THE_CLOCK = {
+    "worker/plain.py",  # plain tasks: kombu's scores in Redis are times of the worker
+    "worker/flower.py",  # what Flower shows
+    "worker/requests.py",  # what `inspect` shows
+    "worker/channel.py",  # files that a dead worker has left, which have this machine's times
+}
+
+
+def test_the_engine_does_not_ask_this_machine_for_the_time():
+    engine = ROOT / "platform" / "capataz"
+    sources = [
+        engine / "beat.py",
+        *(path for folder in ("lifecycle", "models", "worker") for path in (engine / folder).rglob("*.py")),
+    ]
+    asking = {
+        str(path.relative_to(engine))
+        for path in sources
+        if re.search(r"\btime\.time\(|\b(datetime|timezone)\.now\(|\.utcnow\(|\.today\(", path.read_text())
+    }
+    assert asking == MAY_ASK_THE_CLOCK
+
+
 def test_the_glossary_has_the_words():
     words = {word.strip(" *") for row in rows_of("glossary.md") for word in row[0].split(",")}
     expected = """

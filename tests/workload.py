@@ -1,6 +1,8 @@
 """Handlers and plain tasks that tests need and nobody else."""
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -91,6 +93,9 @@ def misbehave(task: RunningTask, payload: dict[str, Any]) -> Any:
                 return "stopped in time"
         case "hang":
             _hang()
+        case "stuck":  # in C code that holds the interpreter's lock, with every signal that can be blocked
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            ctypes.PyDLL(None).sleep(600)
         case "stdout":
             os.write(1, b"\x00garbage" * 10_000)
             return "written"

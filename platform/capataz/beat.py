@@ -23,6 +23,7 @@ from django_celery_beat.schedulers import DatabaseScheduler
 from kombu.exceptions import OperationalError as BrokerError
 
 from capataz import handlers
+from capataz.database import database_now
 from capataz.lifecycle import due_times, scheduling
 from capataz.lifecycle.scheduling import Rule, Settlement
 from capataz.models import Schedule
@@ -76,7 +77,7 @@ class Scheduler(DatabaseScheduler):
         try:
             if self._must_read():
                 self._read()
-            now, began = scheduling.database_now(), time.monotonic()
+            now, began = database_now(), time.monotonic()
             due = self._due(now)
             while chunk := list(islice(due, AT_ONCE)):
                 self._settle(chunk, now)
@@ -106,7 +107,7 @@ class Scheduler(DatabaseScheduler):
 
     def _read(self) -> None:
         """Build anew what says something else than before, and see how far the others are settled."""
-        everything, now = scheduling.read(), scheduling.database_now()
+        everything, now = scheduling.read(), database_now()
         for gone in self._fingerprints.keys() - everything.keys():
             self._forget(gone)
         news = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -30,6 +31,14 @@ def be_impatient() -> None:
     """In the caller's transaction, which has to be Django's: wait for no lock longer than PATIENCE."""
     with django_connection.cursor() as cursor:
         cursor.execute(f"SET LOCAL lock_timeout = {PATIENCE}")
+
+
+def database_now() -> datetime:
+    """The time by the database's clock, which all machines share."""
+    with django_connection.cursor() as cursor:
+        cursor.execute("SELECT now()")
+        [moment] = cursor.fetchone()
+    return moment  # type: ignore[no-any-return]
 
 
 class Session:

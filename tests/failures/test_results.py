@@ -82,6 +82,7 @@ MISBEHAVIOUR = [
     ("discard", "dead", "not worth it"),
     ("hang_politely", "succeeded", None),
     ("hang", "dead", "hard time limit of 2 s exceeded"),
+    ("stuck", "dead", "hard time limit of 2 s exceeded"),
     ("stdout", "succeeded", None),
     ("nul_error", "dead", "ValueError"),
     ("thread", "succeeded", None),

@@ -174,16 +174,16 @@ def test_worker_deaths_are_events(platform, eventually):
     assert Worker.objects.get(pid=worker.pid).state == "lost"
 
 
-@pytest.mark.parametrize("how", ["control shutdown", "SIGQUIT"])
+@pytest.mark.parametrize("how", ["control shutdown", "SIGQUIT", "SIGINT"])
 def test_every_way_of_stopping_gives_back_what_runs(platform, records, eventually, gate, how):
     platform.start_dispatcher()
     worker = platform.start_worker("2,2", CAPATAZ_SHUTDOWN_GRACE_SECONDS="1")
     task, _ = submit_at_gate(gate)
     eventually(lambda: state(task) == "running")
-    if how == "SIGQUIT":
-        worker.signal(signal.SIGQUIT)
-    else:
+    if how == "control shutdown":
         current_app.control.shutdown()
+    else:
+        worker.signal(signal.Signals[how])
     eventually(lambda: not worker.is_alive())
     task.refresh_from_db()
     assert task.state == "queued"

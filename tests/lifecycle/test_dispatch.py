@@ -18,11 +18,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from capataz import pointer, priority
+from capataz.database import database_now
 from capataz.lifecycle import pausing
 from capataz.lifecycle.crew import ENOUGH_SAMPLES, Crew
 from capataz.lifecycle.crew import present as crews_present
 from capataz.lifecycle.dispatch import BUNDLE_BYTES, EPOCH_KEY, Dispatcher, Released, bundles
-from capataz.lifecycle.scheduling import database_now
 from capataz.models import Outcome, Queue, Task, Worker
 from capataz.states import State
 from tests import embedded_servers

@@ -12,10 +12,10 @@ import psycopg
 import pytest
 from django.conf import settings
 
+from capataz.database import database_now
 from capataz.lifecycle import execution
 from capataz.lifecycle.cancellation import cancel
 from capataz.lifecycle.execution import Finish
-from capataz.lifecycle.scheduling import database_now
 from capataz.models import Attempt, Event, Outcome, Task, Worker
 from capataz.policy import exponential, fixed
 from capataz.sql import statement

@@ -8,11 +8,10 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
-from capataz.database import Session
+from capataz.database import Session, database_now
 from capataz.lifecycle import presence, recovery
 from capataz.lifecycle.cancellation import cancel
 from capataz.lifecycle.recovery import Recovery, bury, recover, verdict
-from capataz.lifecycle.scheduling import database_now
 from capataz.models import Attempt, Event, Task, Worker
 from capataz.states import State
 from tests import embedded_servers

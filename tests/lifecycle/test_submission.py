@@ -6,7 +6,7 @@ import re
 import signal
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from django.db import connection, transaction
 from psycopg import pq
 
 from capataz import database, handlers
+from capataz.database import database_now
 from capataz.errors import Conflict, InvalidSubmission
-from capataz.lifecycle.scheduling import database_now
 from capataz.lifecycle.submission import MAX_DELAY, Submission, known_queues, submit, submit_many
 from capataz.models import Task
 from capataz.states import State
@@ -211,6 +211,13 @@ def test_celerys_expires_in_seconds_becomes_a_deadline() -> None:
     result = handlers.find("demo.echo").apply_async(kwargs={}, expires=60)
     expires_at = Task.objects.get(pk=result.id).expires_at
     assert before < expires_at < database_now() + timedelta(seconds=61)
+
+
+def test_a_deadline_in_seconds_counts_from_the_databases_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The submitter's own clock may be wrong."""
+    monkeypatch.setattr("django.utils.timezone.now", lambda: datetime(2001, 1, 1, tzinfo=UTC))
+    result = handlers.find("demo.echo").apply_async(kwargs={}, expires=60)
+    assert Task.objects.get(pk=result.id).expires_at > database_now()
 
 
 def test_celerys_countdown_waits_in_postgresql() -> None:

@@ -187,6 +187,19 @@ def test_what_cannot_be_claimed_is_refused(parent: Parent, eventually: Eventuall
     assert now(unreleased).state == "queued"
 
 
+def test_a_message_of_an_unknown_type_is_passed_on_with_what_it_names_of_such_types(
+    parent: Parent, eventually: Eventually
+) -> None:
+    unknown, known = tasks(2)
+    release(unknown, known)
+    Task.objects.filter(pk=unknown.pk).update(type="no.such.type")
+    passed: list[str] = []
+    ids = [unknown.pk, known.pk]
+    parent.ledger.pass_on(Announcement("no.such.type", ids, lambda: passed.append("acknowledged")))
+    eventually(lambda: passed)
+    assert [now(task).released_at is None for task in (unknown, known)] == [True, False]
+
+
 def test_who_drains_claims_nothing_and_lets_go_of_the_messages(
     parent: Parent, eventually: Eventually
 ) -> None:

@@ -3,9 +3,10 @@
 from collections import Counter
 
 import pytest
+from django.test import Client
 
 from capataz.lifecycle.submission import Submission, submit_many
-from capataz.models import Task
+from capataz.models import Role, Task, Token
 from capataz.worker.child import Wear
 
 
@@ -40,6 +41,18 @@ def test_a_child_that_has_grown_too_large_leaves_the_rest_of_its_bundle_to_other
     ids = submit_pids(4, megabytes=400)
     all_done(ids)
     assert len(set(pids(ids))) == 4
+
+
+def test_the_memory_of_a_worker_and_its_children_is_shown(platform, eventually):
+    platform.start_dispatcher()
+    worker = platform.start_worker("1,1")
+    before = eventually(lambda: worker.worker().ram_mb)
+    submit_pids(1, megabytes=300)
+    eventually(lambda: worker.worker().ram_mb > before + 250)
+    _, secret = Token.issue(name="viewer", role=Role.VIEWER)
+    answer = Client().get("/api/v1/workers", headers={"Authorization": f"Bearer {secret}"})
+    [shown] = answer.json()
+    assert shown["ramMb"] > before + 250
 
 
 def test_a_limit_below_what_every_child_needs_lets_each_run_one_task():

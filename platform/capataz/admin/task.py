@@ -21,7 +21,7 @@ from capataz.models import Attempt, Task, Worker
 MOST_ATTEMPTS = 100
 
 # The parts of a task's page.
-IDENTITY = ("id", "key", "type", "badge", "queue", "priority", "worker_name", "submitted_by")
+IDENTITY = ("id", "key", "type", "badge", "obstacle", "queue", "priority", "worker_name", "submitted_by")
 TIMES = (
     *("created_at", "run_at", "expires_at", "started_at", "finished_at", "ran_for"),
     *("cancel_requested_at", "soft_time_limit", "time_limit"),
@@ -57,6 +57,7 @@ class TaskAdmin(ReadOnlyAdmin):
         "key",
         "created_at",
         "badge",
+        "obstacle",
         "worker_name",
         "ran_for",
         "shown_payload",
@@ -111,6 +112,11 @@ class TaskAdmin(ReadOnlyAdmin):
     def badge(self, task: Task) -> SafeString:
         """The state in its colour."""
         return format_html('<span class="capataz-state {}">{}</span>', task.state, task.get_state_display())
+
+    @admin.display(description="obstacle")
+    def obstacle(self, task: Task) -> str:
+        """What keeps it from being started."""
+        return task.obstacle() or "-"
 
     @admin.display(description="attempts")
     def tries(self, task: Task) -> str:

@@ -259,6 +259,7 @@ class TaskItem(Answer):
 class TaskOut(TaskItem):
     """A task with its attempts, oldest first; of a very long history only the newest."""
 
+    obstacle: Annotated[str | None, Field(description="What keeps a waiting task from being started.")]
     attempts: list[AttemptOut]
 
 

@@ -22,7 +22,7 @@ def of_one(task: Task) -> dict[str, Any]:
     names = _names_of([task.worker_id, *(attempt.worker_id for attempt in shown)])
     last = shown[-1] if shown else None
     cards = [_card(number, attempt, names) for number, attempt in enumerate(shown, first)]
-    return {**_document(task, last, names), "attempts": cards}
+    return {**_document(task, last, names), "obstacle": task.obstacle(), "attempts": cards}
 
 
 def of_many(tasks: Sequence[Task]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from ninja.responses import codes_4xx
 from capataz.api.auth import Allows
 from capataz.api.schemas import ProblemOut, WorkerOut
 from capataz.api.wire import ago, answer, moment
-from capataz.lifecycle.scheduling import database_now
+from capataz.database import database_now
 from capataz.models import Role, Worker, WorkerState
 from capataz.models.worker import ALIVE
 

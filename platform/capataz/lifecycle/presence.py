@@ -9,6 +9,7 @@ no lock and records no backend, and only its silence counts.
 from __future__ import annotations
 
 import json
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,3 +115,9 @@ def withdraw(connection: Connection, worker_id: int) -> None:
     """Have every unclaimed task of this worker's queues announced anew: it has ended or has lost its
     connection, and may have taken messages out of Redis that it never saw."""
     connection.execute(statement("withdraw_queues_of"), {"worker": worker_id})
+
+
+def withdraw_unknown(connection: Connection, ids: list[uuid.UUID], known: list[str]) -> None:
+    """Have these tasks announced anew, except those of a known type: a worker that does not know their type
+    has taken their message."""
+    connection.execute(statement("withdraw_unknown"), {"ids": ids, "known": known})

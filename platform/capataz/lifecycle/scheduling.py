@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, transaction
 from django.db.models import Count, Q
 
 from capataz import database, handlers
@@ -148,14 +148,6 @@ def meet(ids: Sequence[int], rules: Sequence[str], since: Sequence[datetime]) ->
         cursor.execute(
             statement("meet_schedules"), {"ids": list(ids), "rules": list(rules), "since": list(since)}
         )
-
-
-def database_now() -> datetime:
-    """The time by the database's clock, which all beats share."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT now()")
-        [moment] = cursor.fetchone()
-    return moment  # type: ignore[no-any-return]
 
 
 def _unfinished(ids: Iterable[int]) -> dict[int, tuple[int, int]]:

@@ -11,7 +11,6 @@ from typing import Any
 import psycopg
 from django.conf import settings
 from django.db import transaction
-from django.utils import timezone
 
 from capataz import database, handlers
 from capataz import priority as priorities
@@ -310,7 +309,7 @@ def payload_of(args: Any, kwargs: Any) -> Any:
 
 def _from_now(expires: Any) -> Any:
     try:
-        return timezone.now() + timedelta(seconds=float(expires))
+        return database.database_now() + timedelta(seconds=float(expires))
     except (ValueError, TypeError):
         return expires  # no number
     except OverflowError:

@@ -11,6 +11,8 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from capataz import priority
+from capataz.models.queue import Queue
+from capataz.models.worker import Worker, WorkerState
 from capataz.states import FINAL, HELD, WIRE, State, states_of
 
 
@@ -171,3 +173,14 @@ class Task(models.Model):
         if self.started_at is None or self.finished_at is None:
             return None
         return self.finished_at - self.started_at
+
+    def obstacle(self) -> str | None:
+        """What keeps this task from being started, whenever its turn comes; None if nothing does."""
+        if self.state != State.QUEUED:
+            return None
+        if Queue.objects.filter(name=self.queue, paused_at__isnull=False).exists():
+            return f"the queue {self.queue} is paused"
+        crew = Worker.objects.filter(state=WorkerState.RUNNING, queues__contains=[self.queue])
+        if not crew.filter(types__contains=[self.type]).exists():
+            return f"no running worker of the queue {self.queue} knows the type {self.type}"
+        return None

@@ -83,10 +83,13 @@ class Consumer(StockConsumer):
         return on_task_received
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """A pointer to a type that this worker does not know is dropped: the dispatcher sends it again."""
+        """A pointer to a type that this worker does not know, while a new version is rolled out, say."""
         if pointer.is_pointer(message.headers):
-            _log.warning("dropped a pointer to the unknown type %r", message.headers.get("task"))
-            message.reject_log_error(_log, self.connection_errors)
+            name, ids = message.headers["task"], pointer.decode(message.headers)
+            _log.warning("passes a pointer to the unknown type %r on", name)
+            self.controller.station.pass_on(
+                name, ids, lambda: message.reject_log_error(_log, self.connection_errors)
+            )
             return
         super().on_unknown_task(body, message, exc)
 

@@ -82,6 +82,8 @@ class Ledger(threading.Thread):
         self._ended: deque[Ended] = deque()
         self._progress: dict[int, tuple[Held, int, str]] = {}
         self._to_announce_anew = False
+        self._unknown: deque[Announcement] = deque()
+        self._withdrawn = 0.0
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
@@ -113,6 +115,15 @@ class Ledger(threading.Thread):
     def announce_anew(self) -> None:
         """The connection to Redis was lost, and with it whatever message was on its way here."""
         self._to_announce_anew = True
+        self.wake()
+
+    def pass_on(self, announcement: Announcement) -> None:
+        """A message has come whose type nobody here knows: have its tasks announced anew.
+
+        About once a second, and the message is not acknowledged before: it occupies this worker meanwhile,
+        which would take every copy of it before those who know its type had a chance.
+        """
+        self._unknown.append(announcement)
         self.wake()
 
     def wake(self) -> None:
@@ -163,7 +174,8 @@ class Ledger(threading.Thread):
         self._patience = RETRY_LOCKED
 
     def _wait(self) -> None:
-        patience = RECONCILE if self.held or self._announced or self._ended else RECONCILE_IDLE
+        busy = self.held or self._announced or self._ended or self._unknown
+        patience = RECONCILE if busy else RECONCILE_IDLE
         patience, self._patience = min(patience, self._patience), RECONCILE_IDLE
         self._poll.poll(0 if self._awake else patience * 1000)
         self._awake = False
@@ -182,8 +194,21 @@ class Ledger(threading.Thread):
             presence.withdraw(self.session.connection(), self.worker_id)
             self._to_announce_anew = False
             wakeup.ring_on(self.session.connection())
+        if self._unknown and time.monotonic() - self._withdrawn >= RECONCILE:
+            self._withdraw_unknown()
         if time.monotonic() - self._reconciled >= RECONCILE:
             self._reconcile()
+
+    def _withdraw_unknown(self) -> None:
+        passed = list(self._unknown)
+        ids = [task_id for each in passed for task_id in each.ids]
+        known = [handler.name for handler in handlers.registered()]
+        presence.withdraw_unknown(self.session.connection(), ids, known)
+        self._withdrawn = time.monotonic()
+        for each in passed:
+            self._unknown.popleft()
+            each.acknowledge()
+        wakeup.ring_on(self.session.connection())
 
     def _commit(
         self,

@@ -180,6 +180,10 @@ class Station:
         self._heard_at = time.monotonic()
         self.ledger.announce(Announcement(task_type, ids, lambda: self.soon(acknowledge)))
 
+    def pass_on(self, task_type: str, ids: list[Any], acknowledge: Callable[[], None]) -> None:
+        """A pointer has come to a type that nobody here knows."""
+        self.ledger.pass_on(Announcement(task_type, ids, lambda: self.soon(acknowledge)))
+
     def _start(self, bundle: Bundle) -> None:
         self.bundles[bundle.serial] = bundle
         for held in bundle.items:
