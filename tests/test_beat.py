@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 from celery import current_app
+from django.db import connection
 from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 from django_celery_results.models import TaskResult
+from kombu.exceptions import OperationalError as BrokerError
 
 from capataz import beat as beat_module
 from capataz.beat import Scheduler
@@ -203,16 +206,49 @@ def test_a_type_that_nobody_here_knows_stays_due(new_beat: Any) -> None:
     assert Schedule.objects.get(pk=task.pk).last_due == before
 
 
-def test_a_thousand_schedules_that_are_due_at_once_are_all_settled_in_one_look(new_beat: Any) -> None:
+def test_two_thousand_schedules_that_are_due_at_once_are_settled_in_one_look_by_a_few_statements(
+    new_beat: Any,
+) -> None:
     interval, _ = IntervalSchedule.objects.get_or_create(every=1, period="days")
     PeriodicTask.objects.bulk_create(
-        PeriodicTask(name=f"daily {number}", task="demo.echo", interval=interval) for number in range(1000)
+        PeriodicTask(name=f"daily {number}", task="demo.echo", interval=interval) for number in range(2000)
     )
     new_beat()
     wind_back(86_400, periodic_task__name__startswith="daily")
-    new_beat()
-    assert Task.objects.count() == 1000
-    assert Task.objects.values("schedule_id").distinct().count() == 1000
+    with CaptureQueriesContext(connection) as asked:
+        new_beat()
+    assert Task.objects.count() == 2000
+    assert Task.objects.values("schedule_id").distinct().count() == 2000
+    assert len(asked) < 60
+
+
+def test_a_broker_that_is_away_is_not_asked_anew_for_each_plain_task(
+    new_beat: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"plain {number}" for number in range(5)]
+    for name in names:
+        every_second(name, task="tests.workload.plain_add", args="[2, 3]")
+    beat, asked = new_beat(), []
+
+    def fail(*_: Any, **__: Any) -> None:
+        eventually(lambda: beat._sender._wanted.qsize() == 4)
+        asked.append("asked")
+        raise BrokerError("away")
+
+    with monkeypatch.context() as away:
+        away.setattr(current_app.tasks["tests.workload.plain_add"], "apply_async", fail)
+        wind_back(2)
+        beat._read_at = None
+        beat.tick()
+        eventually(lambda: beat._sender._sent.qsize() == 5)
+        assert asked == ["asked"]
+    sent: list[str] = []
+    monkeypatch.setattr(
+        current_app.tasks["tests.workload.plain_add"],
+        "apply_async",
+        lambda *_, headers, **__: sent.append(headers["periodic_task_name"]),
+    )
+    until_ticked(beat, eventually, lambda: set(sent) == set(names))
 
 
 def test_reading_again_builds_only_what_says_something_else(

@@ -198,7 +198,8 @@ class Scheduler(DatabaseScheduler):
     def _send(self, settlement: Settlement) -> bool:
         """Send a plain task for each of these due times; whether they were ours to settle.
 
-        Sent before the commit: a crash in between sends it again, never not at all.
+        Sent before the commit: a crash in between sends it again, never not at all. Raises OSError or kombu's
+        OperationalError for a broker that is away.
         """
         rule = settlement.rule
         headers = {**rule.options["headers"], "periodic_task_name": rule.name}
@@ -206,15 +207,11 @@ class Scheduler(DatabaseScheduler):
         if task is None:
             _log.error("schedule %s waits: no task is registered here as %r", rule.name, rule.type)
             return False
-        try:
-            with transaction.atomic():
-                mine = scheduling.mark([settlement])
-                for _ in settlement.dues if mine else ():
-                    _apply(task, rule, headers)
-            return bool(mine)
-        except (BrokerError, OSError) as error:
-            _log.error("schedule %s waits for the broker: %s", rule.name, error)
-            return False
+        with transaction.atomic():
+            mine = scheduling.mark([settlement])
+            for _ in settlement.dues if mine else ():
+                _apply(task, rule, headers)
+        return bool(mine)
 
 
 class PlainSender:
@@ -252,6 +249,10 @@ class PlainSender:
             was_ours = False
             try:
                 was_ours = self._send(settlement)
+            except (BrokerError, OSError) as error:
+                _log.error("schedule %s waits for the broker: %s", settlement.rule.name, error)
+                while not self._wanted.empty():  # nor would it answer for these
+                    self._sent.put((self._wanted.get(), False))
             except (OperationalError, InterfaceError) as error:
                 _log.warning("schedule %s waits for the database: %s", settlement.rule.name, error)
             except Exception:

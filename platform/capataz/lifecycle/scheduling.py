@@ -195,8 +195,9 @@ def refuse(rule: Rule, error: Exception) -> None:
 
 
 def _submission(rule: Rule, due: datetime) -> Submission:
-    asked = submission.asked_by_celery(handlers.find(rule.type), rule.args, rule.kwargs, rule.options)
     expires = rule.expire_seconds
+    options = {name: value for name, value in rule.options.items() if expires is None or name != "expires"}
+    asked = submission.asked_by_celery(handlers.find(rule.type), rule.args, rule.kwargs, options)
     return replace(
         asked,
         expires_at=asked.expires_at if expires is None else due + timedelta(seconds=expires),

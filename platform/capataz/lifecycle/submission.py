@@ -309,9 +309,13 @@ def payload_of(args: Any, kwargs: Any) -> Any:
 
 def _from_now(expires: Any) -> Any:
     try:
-        return database.database_now() + timedelta(seconds=float(expires))
+        seconds = float(expires)
     except (ValueError, TypeError):
-        return expires  # no number
+        return expires  # no number, and no reason to ask for the time
+    try:
+        return database.database_now() + timedelta(seconds=seconds)
+    except ValueError:
+        return expires
     except OverflowError:
         detail = "is too many seconds from now"
         raise InvalidSubmission([Fault("expires", "out_of_range", detail)]) from None
