@@ -1,5 +1,6 @@
 """Dispatch: what is released, when, in which order, and what becomes of lost messages."""
 
+import math
 import os
 import signal
 import uuid
@@ -398,6 +399,22 @@ def test_a_redis_that_has_forgotten_everything_is_told_everything_at_once(
     assert sorted(announced_ids(broker)) == ids_of(here)
     assert sorted(announced_ids(broker, "email")) == ids_of(there)
     assert broker.get(EPOCH_KEY)
+
+
+def test_a_publication_notices_by_itself_that_redis_has_forgotten(
+    hire: Hire, new_dispatcher: Callable[[], Dispatcher], broker: redis.Redis
+) -> None:
+    hire(slots=20)
+    before, after = tasks(3), tasks(3, queue="email")
+    dispatcher = new_dispatcher()
+    Task.objects.filter(pk__in=ids_of(after)).update(state=State.RETRYING, run_at=Now() + timedelta(hours=1))
+    dispatcher.turn()
+    broker.flushdb()
+    dispatcher._kept_house_at = math.inf  # no look at the epoch but that of the publication itself
+    Task.objects.filter(pk__in=ids_of(after)).update(state=State.QUEUED)
+    dispatcher.turn()
+    assert sorted(announced_ids(broker)) == ids_of(before)
+    assert set(announced_ids(broker, "email")) == set(ids_of(after))
 
 
 def test_a_claimed_task_is_never_published_again(

@@ -121,6 +121,18 @@ def test_a_lost_connection_of_the_watcher_starts_the_count_again(hire: Hire, wat
     assert worker.row().state == "running"
 
 
+def test_another_run_of_postgresql_starts_the_count_again(hire: Hire, watching: Recovery) -> None:
+    """Also where a pooler in between has kept the watcher's connection."""
+    worker = hire()
+    worker.die()
+    look(watching, WITH_FREE_LOCK)
+    watching._postmaster = database_now() - timedelta(days=1)
+    look(watching, WITH_FREE_LOCK)
+    assert worker.row().state == "running"
+    look(watching, 1)
+    assert worker.row().state == "lost"
+
+
 def test_a_restart_of_postgresql_does_not_look_like_mass_death(
     hire: Hire, watching: Recovery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

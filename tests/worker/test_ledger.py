@@ -5,10 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import connection
 
 from capataz.database import Session
+from capataz.lifecycle import execution
+from capataz.lifecycle.cancellation import cancel
 from capataz.models import Attempt, Task
 from capataz.states import State
 from capataz.worker.holding import Bundle, Ended, Ending, Held
@@ -21,7 +24,7 @@ Eventually = Callable[..., Any]
 class Parent:
     """What the rest of the worker's parent would do: remember what the ledger tells it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, start: bool = True) -> None:
         self.worker = StagedWorker()
         self.bundles: list[Bundle] = []
         self.settled: list[tuple[Ended, str]] = []  # with the state that others saw at that moment
@@ -37,7 +40,8 @@ class Parent:
             stop_run=lambda held, ending, why: self.stopped.append((held, ending)),
         )
         self.ledger = Ledger(self.worker.id, callbacks, lambda: [])
-        self.ledger.start()
+        if start:
+            self.ledger.start()
 
     def announce(self, *announced: Task) -> None:
         ids = [task.pk for task in announced]
@@ -53,8 +57,9 @@ class Parent:
         self.ledger.end([Ended(held, Ending.SUCCEEDED, time.monotonic(), **about) for held in helds])
 
     def stop(self) -> None:
-        self.ledger.stop(time.monotonic() + 5)
-        self.ledger.join(timeout=30)
+        if self.ledger.is_alive():
+            self.ledger.stop(time.monotonic() + 5)
+            self.ledger.join(timeout=30)
         self.ledger.session.close()
         self._others.close()
         self.worker.session.close()
@@ -64,11 +69,21 @@ class Parent:
         for each in ended:
             [[state]] = self._others.connection().execute(query, [each.held.id]).fetchall()
             self.settled.append((each, state))
+        for bundle in bundles:
+            bundle.acknowledge()
 
 
 @pytest.fixture
 def parent(transactional_db: None) -> Iterator[Parent]:
     made = Parent()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def idle(transactional_db: None) -> Iterator[Parent]:
+    """With a ledger that makes a cycle when it is told to."""
+    made = Parent(start=False)
     yield made
     made.stop()
 
@@ -89,6 +104,63 @@ def test_whoever_is_told_of_an_end_finds_it_committed(parent: Parent, eventually
     eventually(lambda: len(parent.settled) == 20)
     assert {state for _, state in parent.settled} == {"succeeded"}
     assert parent.ledger.held == {}
+
+
+def test_a_message_is_acknowledged_after_the_commit_of_its_last_task(idle: Parent) -> None:
+    given = tasks(2)
+    release(*given)
+    idle.announce(*given)
+    idle.ledger._cycle()
+    first, last = idle.held()
+    assert idle.acknowledged == []
+    idle.end(first)
+    idle.ledger._cycle()
+    assert idle.acknowledged == []
+    idle.end(last)
+    idle.ledger.session.connection().execute("SET lock_timeout = 1")
+    with idle.worker.connection.transaction():
+        idle.worker.connection.execute("LOCK TABLE capataz_attempt IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            idle.ledger._cycle()
+    assert idle.acknowledged == []  # nothing was committed
+    idle.ledger._cycle()
+    assert idle.acknowledged == [[task.pk for task in given]]
+
+
+def test_a_row_that_was_only_locked_is_claimed_a_moment_later(idle: Parent) -> None:
+    free, busy = given = tasks(2)
+    release(*given)
+    idle.announce(*given)
+    others = idle.worker.connection
+    with others.transaction():
+        others.execute("SELECT FROM capataz_task WHERE id = %s FOR UPDATE", [busy.pk])
+        idle.ledger._cycle()
+        assert [held.id for held in idle.held()] == [free.pk]
+    idle.ledger._cycle()
+    assert [held.id for held in idle.held()] == [free.pk, busy.pk]
+    idle.end(*idle.held())
+    idle.ledger._cycle()
+    assert idle.acknowledged == [[task.pk for task in given]]  # once, for both
+
+
+def test_one_comparison_settles_whatever_the_rows_say(idle: Parent) -> None:
+    taken, unwanted, kept, stray = given = tasks(4)
+    release(*given)
+    idle.announce(taken, unwanted, kept)
+    idle.ledger._cycle()
+    lost = [(stray.pk, idle.worker.new_run() + 1000)]  # a claim whose answer never came
+    execution.claim(idle.worker.connection, idle.worker.id, lost)
+    recovered = {"state": State.QUEUED, "run": None, "worker_id": None, "released_at": None}
+    Task.objects.filter(pk=taken.pk).update(**recovered)
+    cancel(unwanted)
+    idle.ledger._reconciled = 0.0
+    idle.ledger._cycle()
+    assert {(held.id, ending) for held, ending in idle.stopped} == {
+        (taken.pk, Ending.GIVEN_BACK),
+        (unwanted.pk, Ending.CANCELLED),
+    }
+    assert (now(stray).state, now(stray).worker_id) == ("queued", None)
+    assert now(kept).state == "claimed"
 
 
 def test_what_ends_together_is_one_commit(parent: Parent, eventually: Eventually) -> None:

@@ -4,15 +4,17 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 from django.conf import settings
+from psycopg import errors as pg
 
 from capataz import handlers
 from capataz.lifecycle.execution import Finish
 from capataz.models import Outcome
 from capataz.states import COMES_FROM, HELD, State
 from capataz.worker.holding import Bundle, Ended, Ending, Held
-from capataz.worker.ledger import _after, cannot_be_stored, to_finish
+from capataz.worker.ledger import _after, _is_row_fault, cannot_be_stored, to_finish
 
 NOW = 1000.0
 
@@ -144,6 +146,33 @@ def test_a_result_that_postgresql_refuses_becomes_a_failed_attempt() -> None:
 def test_an_outcome_that_cannot_be_stored_at_the_last_attempt_is_a_dead_letter() -> None:
     ended = Ended(held(attempts=2), Ending.SUCCEEDED, NOW)
     assert to_finish(cannot_be_stored(ended), NOW).state == State.DEAD
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pg.UntranslatableCharacter(),  # 22
+        pg.NotNullViolation(),  # 23
+        pg.ProgramLimitExceeded(),  # 54
+        UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),
+    ],
+)
+def test_a_value_that_cannot_be_stored_splits_its_batch(error: Exception) -> None:
+    assert _is_row_fault(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pg.DeadlockDetected(),
+        pg.SerializationFailure(),
+        pg.LockNotAvailable(),
+        pg.AdminShutdown(),
+        psycopg.OperationalError("the connection is lost"),
+    ],
+)
+def test_a_fault_of_the_moment_repeats_the_cycle(error: Exception) -> None:
+    assert not _is_row_fault(error)
 
 
 def test_a_message_for_several_bundles_is_acknowledged_after_the_last() -> None:
