@@ -402,6 +402,18 @@ def test_the_glossary_has_the_words():
     assert "dead letter" in words
 
 
+def test_the_page_on_the_rules_names_every_rule_and_what_exists():
+    rows = [row for row in rows_of("rules.md") if row[0].isdigit()]
+    assert [row[0] for row in rows] == [str(number) for number in range(1, 36)]
+    for _, _, where, held_by in rows:
+        for file in re.findall(r"`([^`]+)`", where):
+            assert (ROOT / "platform/capataz" / file).is_file(), file
+        tests = re.findall(r"`(tests/[^`:]+)::(test_\w+)`", held_by)
+        assert tests or "decisions/" in held_by or held_by.startswith("not "), held_by
+        for file, name in tests:
+            assert f"\ndef {name}(" in (ROOT / file).read_text(), name
+
+
 @pytest.mark.parametrize(
     "command", ["call", "result", "inspect", "control", "events", "list", "report", "purge", "status"]
 )
