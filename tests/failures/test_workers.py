@@ -122,10 +122,14 @@ def test_killing_a_worker_leaves_no_process_behind(platform, eventually):
 def test_what_a_task_left_behind_does_not_keep_the_sessions_of_a_dead_worker(platform, eventually):
     dispatcher = platform.start_dispatcher()
     worker = platform.start_worker("1,1")
+    # Its successor is forked by a parent whose sessions are all open by now.
+    eventually(lambda: len(worker.worker().backends) == 2)
+    [first] = worker.children()
+    first.kill()
+    eventually(lambda: [child.pid for child in worker.children()] not in ([], [first.pid]))
     file = f"daemon-{time.time_ns()}.log"
     submit("testing.misbehave", {"how": "daemon", "file": file}, time_limit=600)
     [lingering] = eventually(lambda: notes(file))
-    eventually(lambda: len(worker.worker().backends) == 2)
     sessions = {pid for pid, _ in worker.worker().backends}
     dispatcher.kill()  # it would end them itself
     try:

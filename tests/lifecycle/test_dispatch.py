@@ -428,6 +428,11 @@ def test_a_claimed_task_is_never_published_again(
     assert announced_ids(broker) == [waiting.pk]
 
 
+def test_an_answer_of_redis_is_waited_for_a_second(new_dispatcher: Callable[[], Dispatcher]) -> None:
+    given = new_dispatcher()._redis.connection_pool.connection_kwargs
+    assert (given["socket_timeout"], given["socket_connect_timeout"]) == (1, 1)
+
+
 def test_a_frozen_redis_loses_nothing(
     worker: StagedWorker,
     new_dispatcher: Callable[[], Dispatcher],
