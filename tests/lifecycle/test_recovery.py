@@ -214,9 +214,10 @@ def test_a_burial_ends_the_sessions_that_the_worker_has_left(
     [task] = tasks(1)
     worker.run(task)
     with pytest.raises(Exception, match=r"terminat|closed|lost"), worker.connection.transaction():
+        worker.connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")  # no other end of it
         worker.connection.execute("SELECT 1 FROM capataz_task FOR UPDATE")
         bury(session, worker.id, worker.row().heartbeat_at, [worker.session.backend], "test")
-        eventually(lambda: recover(session, worker.id))
+        eventually(lambda: recover(session, worker.id), within=30)
         worker.connection.execute("SELECT 1")
     assert now(task).state == State.QUEUED
 
