@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from capataz import pointer, priority
 from capataz.database import database_now
 from capataz.lifecycle import pausing
-from capataz.lifecycle.crew import ENOUGH_SAMPLES, Crew
+from capataz.lifecycle.crew import ENOUGH_SAMPLES, Crew, assemble
 from capataz.lifecycle.crew import present as crews_present
 from capataz.lifecycle.dispatch import BUNDLE_BYTES, EPOCH_KEY, Dispatcher, Released, bundles
 from capataz.models import Outcome, Queue, Task, Worker
@@ -593,3 +593,9 @@ def test_a_type_that_nobody_has_timed_goes_one_by_one() -> None:
     crew = Crew(slots={"here": 1}, seconds={"new": 0.001}, samples={"new": ENOUGH_SAMPLES - 1})
     batch = [Released(uuid.UUID(int=n), "new", "here", 5, False, 10) for n in range(5)]
     assert [len(bundle) for bundle in bundles(batch, crew)] == [1] * 5
+
+
+@pytest.mark.parametrize(("mean", "p95"), [(0.001, 1.0), (1.0, 0.001)])
+def test_a_type_that_is_sometimes_slow_goes_one_by_one(mean: float, p95: float) -> None:
+    timings = {"demo.echo": [ENOUGH_SAMPLES, mean, p95]}
+    assert assemble([(["default"], ["demo.echo"], 2, timings)]).bundle_size("demo.echo") == 1
