@@ -32,7 +32,7 @@ from capataz.sql import statement
 from capataz.states import FINAL, HELD, State
 from capataz.worker.holding import Ended, Ending, Held
 from capataz.worker.ledger import Announcement, Callbacks, Ledger
-from tests.lifecycle.orders import Act, Actor, every_order
+from tests.lifecycle.orders import Act, Actor, every_order, hurry
 from tests.lifecycle.stage import StagedWorker, release, tasks
 
 ENDINGS = {
@@ -59,7 +59,8 @@ class Stage:
         self.actors = [Actor(), Actor(), Actor()]
         self.sessions = [Session("actor") for _ in self.actors]
         self.dispatchers = [Dispatcher(), Dispatcher(), Dispatcher()]
-        self.monitor = Session("monitor")
+        self.monitor = Session("monitor", durable=False)
+        hurry(database.driver())
         self.queue = Queue.objects.get_or_create(name="default")[0]
         self.task: Task
         self.acts: list[str] = []
