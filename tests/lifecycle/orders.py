@@ -37,10 +37,11 @@ class Actor:
 
     def pace(self, connection: psycopg.Connection[Any]) -> None:
         """Stop this actor before whatever it does on this connection from now on."""
+        told: Any = connection
         if "wait" not in vars(connection):
             hurry(connection)
-            go_on = connection.wait
-            connection.wait = partial(self._wait, connection, go_on)  # type: ignore[method-assign]
+            told.wait = partial(_wait, connection, connection.wait)
+        told.actor = self  # it may have been another one's in the order before
 
     def begin(self, act: Act) -> None:
         """Run up to the first statement."""
@@ -83,12 +84,17 @@ class Actor:
             self._plays = False
             self._stands.set()
 
-    def _wait(self, connection: Any, go_on: Callable[..., Any], work: Any, *more: Any, **other: Any) -> Any:
+    def pause(self, backend: int, work: Any) -> None:
+        """Stand still before this work of this backend, if it is a pause."""
         if self._plays and _counts(work, (*ALONE, *self.passes)):
-            self._backend = connection.info.backend_pid
+            self._backend = backend
             self._stands.set()
             self._go.acquire()
-        return go_on(work, *more, **other)
+
+
+def _wait(connection: Any, go_on: Callable[..., Any], work: Any, *more: Any, **other: Any) -> Any:
+    connection.actor.pause(connection.info.backend_pid, work)
+    return go_on(work, *more, **other)
 
 
 def hurry(connection: psycopg.Connection[Any]) -> None:
