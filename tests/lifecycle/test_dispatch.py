@@ -379,6 +379,19 @@ def test_a_message_lost_beside_others_is_published_again_after_a_while(
     assert set(announced_ids(broker)) == set(ids_of(waiting))
 
 
+@pytest.mark.parametrize("trouble", ["attempts", "losses", "worker_losses", "orphaned", "given_back"])
+def test_among_fast_tasks_one_that_has_had_trouble_goes_alone(
+    worker: StagedWorker, turn: Turn, broker: redis.Redis, trouble: str
+) -> None:
+    runs_fast(worker, "demo.echo")
+    waiting = tasks(9)
+    Task.objects.filter(pk=waiting[4].pk).update(**{trouble: 1})
+    turn()
+    sizes = {task_id: len(bundle) for bundle in announced(broker) for task_id in bundle}
+    assert sizes[waiting[4].pk] == 1
+    assert max(sizes.values()) > 1
+
+
 def test_what_is_published_again_goes_alone(worker: StagedWorker, turn: Turn, broker: redis.Redis) -> None:
     runs_fast(worker, "demo.echo")
     waiting = tasks(20)
