@@ -374,6 +374,7 @@ MAY_ASK_THE_CLOCK = {
     "worker/plain.py",  # plain tasks: kombu's scores in Redis are times of the worker
     "worker/flower.py",  # what Flower shows
     "worker/requests.py",  # what `inspect` shows
+    "lifecycle/archive.py",  # names of files
     "worker/channel.py",  # files that a dead worker has left, which have this machine's times
 }
 
