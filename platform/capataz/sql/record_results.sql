@@ -1,7 +1,7 @@
 -- record_results: tell django-celery-results how these tasks have ended, in the columns that its own backend
 -- writes for plain tasks. Runs after the statement that ended them, in the same transaction, while their rows
--- are still locked: nobody else can be recording the same task. The order is that of the ids all the same, so
--- that any two transactions meet the unique index in one direction. What has not ended is left out.
+-- are still locked: nobody else can be recording the same task, so that no two transactions ever wait for each
+-- other at the unique index. What has not ended is left out.
 -- No arguments: the payload stays in capataz_task.
 INSERT INTO django_celery_results_taskresult (
     task_id, task_name, periodic_task_name, task_args, task_kwargs, status, worker, content_type,
@@ -27,7 +27,6 @@ SELECT task.id::text, task.type, periodic.name, NULL, NULL,
   LEFT JOIN capataz_worker AS worker ON worker.id = ended.worker_id
   LEFT JOIN django_celery_beat_periodictask AS periodic ON periodic.id = task.schedule_id
  WHERE task.finished_at IS NOT NULL
- ORDER BY task.id
     ON CONFLICT (task_id) DO UPDATE
    SET task_name = excluded.task_name, status = excluded.status, worker = excluded.worker,
        content_type = excluded.content_type, content_encoding = excluded.content_encoding,
