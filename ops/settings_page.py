@@ -114,6 +114,8 @@ UNITS = {
     "CAPATAZ_LOOKS_WITHOUT_BEAT": "looks, one a second",
     "MAX_CONCURRENT_JOBS": "children",
     "PORT": "TCP port",
+    "GITHUB_API_URL": "URL",
+    "SLACK_API_URL": "URL",
     "EMAIL_PORT": "TCP port",
 }
 KINDS = {"str": "text", "bool": "true or false", "list": "list, with commas", "path": "path", "int": "number"}

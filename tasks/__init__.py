@@ -2,9 +2,9 @@
 
 from django.conf import settings
 
-from tasks import cleanup, email, files, images, upkeep
+from tasks import cleanup, email, external_sync, files, images, upkeep
 
-__all__ = ["cleanup", "email", "files", "images", "upkeep"]
+__all__ = ["cleanup", "email", "external_sync", "files", "images", "upkeep"]
 
 if settings.CAPATAZ_DEMO:
     from tasks import demo

@@ -74,6 +74,9 @@ def env(monkeypatch, tmp_path):
         ({"DATABASE_URL": "postgresql://u@db/x", "DB_PORT": "5433"}, "DATABASE_URL and DB_PORT contradict"),
         ({"CAPATAZ_HEARTBEAT_SECONDS": "10"}, "CAPATAZ_HEARTBEAT_SECONDS must fit twice into"),
         ({"CAPATAZ_HANDLERS": "nope.mod"}, "CAPATAZ_HANDLERS names 'nope.mod': there is no module 'nope'"),
+        ({"EXTERNAL_GITHUB_REPOSITORIES": "a/b, c"}, "c is not a repository: write owner/name"),
+        ({"EXTERNAL_SLACK_CHANNELS": "general", "SLACK_TOKEN": "x"}, "general is not the id of a channel"),
+        ({"EXTERNAL_SLACK_CHANNELS": "C01"}, "EXTERNAL_SLACK_CHANNELS needs SLACK_TOKEN"),
         ({"CAPATAZ_HANDLERS": "tasks.nope"}, "there is no module 'tasks.nope'"),
     ],
 )
@@ -82,6 +85,14 @@ def test_a_senseless_value_stops_the_start_with_a_word(tmp_path, environment, sa
     assert done.returncode != 0
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_senseless_value_that_may_hold_a_secret_is_not_quoted(tmp_path):
+    faulty = {"GITHUB_TOKEN": "ghp hunter2", "SLACK_API_URL": "https://me:hunter2@slack.example"}
+    done = start(tmp_path, **faulty)
+    assert "GITHUB_TOKEN: use the token alone" in done.stderr
+    assert "SLACK_API_URL: must not have a login" in done.stderr
+    assert "hunter2" not in done.stderr
 
 
 def test_a_handler_that_makes_no_sense_stops_the_start_with_a_word(tmp_path):
@@ -100,7 +111,17 @@ def test_a_fault_inside_a_module_of_handlers_keeps_its_traceback(tmp_path):
 
 
 def test_sound_values_start(tmp_path):
-    done = start(tmp_path, NODE_ENV="production", LOG_LEVEL="warn", MAX_CONCURRENT_JOBS="7", MAX_RETRIES="0")
+    done = start(
+        tmp_path,
+        NODE_ENV="production",
+        LOG_LEVEL="warn",
+        MAX_CONCURRENT_JOBS="7",
+        MAX_RETRIES="0",
+        EXTERNAL_GITHUB_REPOSITORIES="ana/one, ana/two.js",
+        EXTERNAL_SLACK_CHANNELS="C0123456789",
+        SLACK_TOKEN="xoxb-1",
+        GITHUB_API_URL="https://github.example/api/v3/",
+    )
     assert done.returncode == 0, done.stderr
 
 

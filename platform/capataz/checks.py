@@ -20,6 +20,15 @@ def servers_are_configured(**_: Any) -> list[CheckMessage]:
 
 
 @register()
+def slack_has_a_token(**_: Any) -> list[CheckMessage]:
+    """Slack answers nobody without one."""
+    if settings.EXTERNAL_SLACK_CHANNELS and not settings.SLACK_TOKEN:
+        hint = "set SLACK_TOKEN, or leave EXTERNAL_SLACK_CHANNELS empty"
+        return [Error("EXTERNAL_SLACK_CHANNELS needs SLACK_TOKEN", hint=hint, id="capataz.E003")]
+    return []
+
+
+@register()
 def beats_fit_into_the_timeout(**_: Any) -> list[CheckMessage]:
     """A worker must be able to miss beats without being robbed."""
     if settings.HEARTBEAT * 2 > settings.LOOKS_WITH_FREE_LOCK:  # the looks are a second apart

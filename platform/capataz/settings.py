@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from environs import Env, EnvError
-from marshmallow.validate import ContainsOnly, OneOf, Range
+from marshmallow.validate import ContainsOnly, OneOf, Range, Regexp
 
 from capataz import home
+from capataz.allowed import api_url, each
 from capataz.priority import DEFAULT as DEFAULT_PRIORITY
 from capataz.priority import REDIS_STEPS
 from capataz.servers import database_url, django_database, redis_url
@@ -139,6 +140,46 @@ BACKUP_DAYS = env.int("CAPATAZ_BACKUP_DAYS", 7, validate=Range(0, 10_000))
 # Days after which what a log was rotated to is deleted. Their sizes are bounded; old lines are of no use.
 KEEP_LOGS_DAYS = env.float("CAPATAZ_KEEP_LOGS_DAYS", 14, validate=Range(0.001, 36500))
 
+# --- Other services -----------------------------------------------------------------------------------
+
+_token = Regexp(r"[\x21-\x7e]*\Z", error="use the token alone: ASCII, without spaces or line ends")
+# Repositories, as owner/name, of whose issues and pull requests `external_sync` keeps copies; empty for none.
+EXTERNAL_GITHUB_REPOSITORIES: list[str] = env.list(
+    "EXTERNAL_GITHUB_REPOSITORIES",
+    [],
+    subcast=str.strip,
+    validate=each(
+        Regexp(
+            r"[A-Za-z0-9_][A-Za-z0-9_-]{0,38}/(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,100}\Z",
+            error="{input} is not a repository: write owner/name",
+        )
+    ),
+)
+# Sent to GitHub alone. Without one, only public repositories can be read, and only 60 times an hour.
+GITHUB_TOKEN: str = env.str("GITHUB_TOKEN", "", validate=_token)
+# Where GitHub's REST API is: another place for GitHub Enterprise. Plain http is for loopback addresses alone,
+# since the token goes there.
+GITHUB_API_URL: str = env.str("GITHUB_API_URL", "https://api.github.com", validate=api_url)
+# Ids of the channels of whose messages `external_sync` keeps copies, such as C0123456789; empty for none. The
+# app that the token belongs to has to be a member of them.
+EXTERNAL_SLACK_CHANNELS: list[str] = env.list(
+    "EXTERNAL_SLACK_CHANNELS",
+    [],
+    subcast=str.strip,
+    validate=each(
+        Regexp(
+            r"[CDG][A-Z0-9]{2,20}\Z",
+            error="{input} is not the id of a channel: write one such as C0123456789",
+        )
+    ),
+)
+# Sent to Slack alone. It needs the scope channels:history, or groups:history for private channels.
+SLACK_TOKEN: str = env.str("SLACK_TOKEN", "", validate=_token)
+# Where Slack's Web API is. Plain http is for loopback addresses alone, since the token goes there.
+SLACK_API_URL: str = env.str("SLACK_API_URL", "https://slack.com/api", validate=api_url)
+# Days since their last change after which the copies are deleted. The first look goes back as far.
+KEEP_EXTERNAL_DAYS = env.float("CAPATAZ_KEEP_EXTERNAL_DAYS", 365, validate=Range(0.001, 36500))
+
 # --- Django -------------------------------------------------------------------------------------------
 
 DEBUG = False
@@ -159,9 +200,12 @@ def _in_words(error: EnvError) -> str:
     faults = getattr(error, "error_messages", None)
     if not isinstance(faults, dict):
         return str(error)
-    return "; ".join(
-        f"{name}={os.environ.get(name, '')!r}: {' '.join(said)}" for name, said in faults.items()
-    )
+    return "; ".join(f"{_quoted(name)}: {' '.join(said)}" for name, said in faults.items())
+
+
+def _quoted(name: str) -> str:
+    """A variable with its value, unless that is, or may contain, a secret."""
+    return name if name.endswith(("_TOKEN", "_API_URL")) else f"{name}={os.environ.get(name, '')!r}"
 
 
 try:

@@ -41,6 +41,12 @@ SHIPPED = (
         "backup",
         "Copies PostgreSQL and Redis to files, and deletes the backups that need not be kept.",
     ),
+    Shipped(
+        "capataz: external sync",
+        "*/15 * * * *",
+        "external_sync",
+        "Keeps copies of GitHub issues and Slack messages; does nothing until some are configured.",
+    ),
 )
 
 

@@ -26,6 +26,7 @@ SETUP_LOCK = 0x43505A53
 GRANTS: dict[Role, dict[str, list[str]]] = {
     Role.VIEWER: {
         "capataz": [f"view_{noun}" for noun in ("task", "attempt", "worker", "queue", "event", "schedule")],
+        "tasks": ["view_externalsource", "view_externalitem"],
         "django_celery_beat": [
             *("view_periodictask", "view_crontabschedule", "view_intervalschedule", "view_clockedschedule")
         ],

@@ -1,0 +1,42 @@
+"""What a setting may be, beyond what marshmallow has a rule for. Each refuses with ValidationError."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from environs import ValidationError
+
+
+def each(rule: Callable[[str], Any]) -> Callable[[list[str]], None]:
+    """A list of which every element keeps to ``rule``."""
+
+    def check(values: list[str]) -> None:
+        for value in values:
+            rule(value)
+
+    return check
+
+
+def api_url(url: str) -> None:
+    """An address that a secret may be sent to."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValidationError("is not a URL") from None
+    if not host or port == 0 or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValidationError("is not a URL")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValidationError("must not have a login, a query or a fragment")
+    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
+        raise ValidationError("must start with https://, or for a loopback address with http://")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
