@@ -20,8 +20,8 @@ FINAL = frozenset({"succeeded", "dead", "cancelled", "expired"})
 # Kinds that run more than once because they shall.
 TRIED_AGAIN = frozenset({"failing", "retrying", "misbehaving"})
 
-# Seconds after a fault that promises nothing in which what it did may still hold others up.
-AFTERMATH = 10.0
+# Seconds after a fault in which what it did may still hold others up.
+AFTERMATH = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +161,7 @@ def _starts_again(runs: Sequence[Run], injection: Injection) -> Iterable[float]:
 
 def _after_own_deaths(tasks: Iterable[Sequence[Run]], injections: Sequence[Injection]) -> Iterable[float]:
     """How long after they had killed their process these tasks ran again, where no fault was in the way."""
-    disturbed = [
-        (each.began, each.healed + PROMISES.get(KINDS.get(each.fault, ""), AFTERMATH))
-        for each in injections
-        if each.injected
-    ]
+    disturbed = [(each.began, each.healed + AFTERMATH) for each in injections if each.injected]
     for runs in tasks:
         for run, again in pairwise(runs):
             if run.failed is None or any(a < again.began and run.failed < b for a, b in disturbed):

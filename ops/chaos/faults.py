@@ -24,6 +24,7 @@ from ops.chaos.host import Host
 from ops.chaos.target import ChaosError, Target, children_of, wait_until
 
 BACK_WITHIN = 90.0  # seconds for a server to be there again
+BUSY_WITHIN = 10.0  # seconds for a worker to have something to do
 
 
 @dataclass
@@ -60,16 +61,22 @@ class Scene:
         return [*self.target.workers(), *([self.host.pid] if self.host else [])]
 
     def worker(self) -> int:
-        """Some worker's parent, of those that run something if any does."""
+        """Some worker's parent, of those that run something if any does within a while."""
+        self.wait_for_work(*self.workers())
         alive = self.workers()
         busy = {run.worker for run in self._running()} & {*alive}
         return self.random.choice(sorted(busy) or alive)
 
-    def child(self) -> int:
-        """Some child of some worker, of those that run something if any does.
+    def wait_for_work(self, *workers: int) -> None:
+        """Until one of these workers runs something, so that there is something to cut short."""
+        wait_until(lambda: {run.worker for run in self._running()} & {*workers}, BUSY_WITHIN, every=0.2)
 
-        Raises NotPossible if there is none just now.
+    def child(self) -> int:
+        """Some child of some worker, of those that run something if any does within a while.
+
+        Raises NotPossible if there is none just then.
         """
+        self.wait_for_work(*self.workers())
         children = [child for worker in self.workers() for child in children_of(worker)]
         if not children:
             raise NotPossible("no worker had a child just then")
@@ -115,7 +122,7 @@ def fault(name: str, kind: str = "") -> Callable[[Fault], Fault]:
 def _kill_worker(scene: Scene, injection: Injection) -> None:
     """SIGKILL to a worker's parent."""
     victim = scene.worker()
-    injection.victims = [victim]
+    injection.began, injection.victims = time.monotonic(), [victim]
     _signal(victim, signal.SIGKILL)
 
 
@@ -123,7 +130,7 @@ def _kill_worker(scene: Scene, injection: Injection) -> None:
 def _kill_child(scene: Scene, injection: Injection) -> None:
     """SIGKILL to a pool child."""
     victim = scene.child()
-    injection.victims = [victim]
+    injection.began, injection.victims = time.monotonic(), [victim]
     _signal(victim, signal.SIGKILL)
 
 
@@ -163,7 +170,7 @@ def _freeze_worker_briefly(scene: Scene, injection: Injection) -> None:
 def _freeze_worker_family(scene: Scene, injection: Injection) -> None:
     """SIGSTOP to a worker and all its children, until others have taken over; then it comes back."""
     victim = scene.worker()
-    injection.victims = [victim]
+    injection.began, injection.victims = time.monotonic(), [victim]
     _freeze([victim, *children_of(victim)], 30)
 
 
@@ -333,7 +340,8 @@ def _duplicate_messages(scene: Scene, injection: Injection) -> None:
 def _partition(scene: Scene, injection: Injection) -> None:
     """The worker's host is cut off for thirty seconds, without a word to either side."""
     host = scene.far_host("")
-    injection.victims = [host.pid]
+    scene.wait_for_work(host.pid)
+    injection.began, injection.victims = time.monotonic(), [host.pid]
     if "network" in host.lacks:
         injection.note = f"by a relay that stands still: {host.lacks['network']}"
     host.unplug()

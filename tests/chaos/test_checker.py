@@ -180,7 +180,7 @@ def test_a_task_that_kills_its_process_counts_as_the_death_of_a_child():
     assert found(deadly("past-hard-limit"), RAN_AGAIN, DIED).recovery["child"] == []
 
 
-@pytest.mark.parametrize(("began", "healed"), [(90.0, 95.0), (101.0, 102.0)])
+@pytest.mark.parametrize(("began", "healed"), [(90.0, 98.0), (101.0, 102.0)])
 def test_a_death_beside_a_fault_says_nothing_about_times(began, healed):
     injection = Injection("lock-table", began=began, healed=healed)
     assert found(deadly(), RAN_AGAIN, DIED, [injection]).recovery["child"] == []
