@@ -11,6 +11,7 @@ from typing import Any
 from ops.chaos.checker import FINAL
 from ops.chaos.faults import KINDS
 
+MISSING = "missing"  # of what has no row
 USAGE = "give the report.json of two runs or more"
 
 
@@ -41,7 +42,7 @@ def _counted(name: str) -> Callable[[dict[str, Any]], int]:
 
 def _unended(report: dict[str, Any]) -> int:
     ends = report["findings"]["ends"].values()
-    return sum(count for states in ends for state, count in states.items() if state not in FINAL)
+    return sum(count for states in ends for state, count in states.items() if state not in (*FINAL, MISSING))
 
 
 LINES: dict[str, Callable[[dict[str, Any]], int | str]] = {
@@ -50,7 +51,7 @@ LINES: dict[str, Callable[[dict[str, Any]], int | str]] = {
     "accepted": _counted("accepted"),
     "nobody answered": _counted("unknown"),
     "**lost**, or not ended four minutes later": _counted("lost"),
-    "of these: known, and not ended": _unended,
+    "of these: with a row": _unended,
     "**finished twice**": _counted("finished_twice"),
     "ended otherwise than it should": _counted("wrong_end"),
     "ran to its end more than once": _counted("ended_more_than_once"),

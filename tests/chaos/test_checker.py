@@ -203,4 +203,4 @@ def test_runs_are_compared_side_by_side():
     assert table[0] == "|  | Capataz | Celery |"
     assert "| minutes of faults | 1.0 | 1.1 |" in table
     assert "| **lost**, or not ended four minutes later | 0 | 1 |" in table
-    assert "| of these: known, and not ended | 0 | 1 |" in table
+    assert "| of these: with a row | 0 | 1 |" in table
