@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from threading import Event
 from typing import Any
 
+import psycopg
 import pytest
 from celery import current_app
 from django.db import connection
@@ -17,6 +18,7 @@ from kombu.exceptions import OperationalError as BrokerError
 
 from capataz import beat as beat_module
 from capataz.beat import Scheduler
+from capataz.database import conninfo
 from capataz.lifecycle import scheduling
 from capataz.models import Event as Happening
 from capataz.models import Schedule, Task
@@ -294,6 +296,62 @@ def test_a_broker_that_hangs_holds_no_schedule_of_a_handler_up(
     answers.set()
     until_ticked(beat, eventually, lambda: mark("plain") > before and not beat._sender.is_busy)
     assert "done" in sent
+
+
+def test_a_schedule_that_runs_once_does_so_however_many_beats_know_it(new_beat: Any, eventually: Any) -> None:
+    every_second("once", one_off=True)
+    every_second("often")
+    beats = [new_beat(), new_beat()]
+
+    def ticked() -> Any:
+        for beat in beats:
+            beat.tick()
+        return Task.objects.filter(submitted_by="schedule often").count() >= 4
+
+    eventually(ticked)
+    assert Task.objects.filter(submitted_by="schedule once").count() == 1
+
+
+def test_a_periodic_task_that_somebody_is_changing_holds_no_other_one_up(
+    new_beat: Any, eventually: Any
+) -> None:
+    for name in ("changing", "other"):
+        every_second(name)
+    beat = new_beat()
+    with psycopg.connect(conninfo()) as somebody:
+        somebody.execute(
+            "UPDATE django_celery_beat_periodictask SET description = 'x' WHERE name = 'changing'"
+        )
+        submitters = Task.objects.values_list("submitted_by", flat=True).all
+        until_ticked(beat, eventually, lambda: "schedule other" in submitters())
+        assert "schedule changing" not in submitters()
+    until_ticked(beat, eventually, lambda: "schedule changing" in submitters())
+
+
+@pytest.mark.parametrize("change", [{"enabled": False}, {"kwargs": "[1"}])
+def test_what_was_read_anew_while_it_was_being_sent_is_as_it_was_read(
+    new_beat: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    answers, asked = Event(), []
+
+    def hang(*_: Any, headers: dict[str, Any], **__: Any) -> None:
+        asked.append(headers["periodic_task_name"])
+        assert answers.wait(PATIENCE)
+
+    monkeypatch.setattr(current_app.tasks["tests.workload.plain_add"], "apply_async", hang)
+    names = {"one", "other"}
+    for name in names:
+        every_second(name, task="tests.workload.plain_add", args="[2, 3]")
+    beat = new_beat()
+    until_ticked(beat, eventually, lambda: asked and beat._sender._wanted.qsize() == 1)
+    [changed] = names - {*asked}
+    PeriodicTask.objects.filter(name=changed).update(**change)
+    beat._read_at = None
+    beat.tick()
+    answers.set()
+    until_ticked(beat, eventually, lambda: asked.count(asked[0]) >= 3 and not beat._sender.is_busy)
+    # What was on its way when it was given other arguments has gone with the old ones.
+    assert asked.count(changed) <= len(change.keys() - {"enabled"})
 
 
 def test_a_database_that_is_away_is_waited_for(new_beat: Any, eventually: Any, restart_postgres: Any) -> None:

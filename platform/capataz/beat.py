@@ -81,8 +81,8 @@ class Scheduler(DatabaseScheduler):
             due = self._due(now)
             while chunk := list(islice(due, AT_ONCE)):
                 self._settle(chunk, now)
-            for settlement, was_ours in self._sender.sent():
-                self._conclude([settlement], {settlement.rule.id} if was_ours else set(), now)
+            sent = self._sender.sent()
+            self._conclude([each for each, _ in sent], {each.rule.id for each, ours in sent if ours}, now)
             return self._patience(now, time.monotonic() - began)
         # Of integrity: a periodic task was deleted just as its schedule was to be followed.
         except (OperationalError, InterfaceError, IntegrityError) as error:
@@ -179,7 +179,8 @@ class Scheduler(DatabaseScheduler):
 
     def _conclude(self, settlements: Sequence[Settlement], ours: set[int], now: datetime) -> None:
         """Go on with the next due times of those that were ours to settle; see how far others have settled
-        the rest."""
+        the rest. What has been read anew since then is not what was settled, and goes on by itself."""
+        settlements = [each for each in settlements if self._rules.get(each.rule.id) is each.rule]
         for each in settlements:
             if each.rule.id in ours and each.rule.one_off:
                 self._forget(each.rule.id)

@@ -29,6 +29,8 @@ from capataz.lifecycle.presence import LOCK_CLASS
 from capataz.lifecycle.recovery import Recovery, bury
 from capataz.lifecycle.submission import submit
 from capataz.models import Task, Worker
+from capataz.services import backup
+from capataz.services.errors import BackupFailed
 from tests.lifecycle.stage import StagedWorker, now, tasks
 from tests.pooler import Pooler
 from tests.workload import notes
@@ -289,3 +291,11 @@ def test_health_behind_a_pooler_sees_the_dispatcher(
         done = threading.Event()
         health._database._thread.submit(lambda: (health._session.close(), done.set()))  # type: ignore[union-attr]
         done.wait(30)
+
+
+def test_a_backup_is_not_made_through_a_pooler(pooled: Behind, tmp_path: Path, settings: Any) -> None:
+    """pg_dump would leave an empty search_path in sessions that serve others."""
+    settings.BACKUP_DIR = tmp_path
+    with pytest.raises(BackupFailed, match="straight to PostgreSQL"):
+        backup.back_up()
+    assert not list(tmp_path.glob("2*"))

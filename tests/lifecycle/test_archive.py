@@ -19,6 +19,7 @@ from capataz.lifecycle.retention import BEFORE_ALL, prune
 from capataz.models import Attempt, Event, Outcome, Task
 from capataz.states import State
 from tests.lifecycle.stage import StagedWorker, tasks
+from tests.lifecycle.test_retention import partitions
 
 pytestmark = pytest.mark.django_db
 
@@ -207,3 +208,36 @@ def test_a_day_is_kept_for_as_long_as_a_dead_task_may_have_attempts_in_it(old_da
     Task.objects.all().delete()
     prune()
     assert not is_there()
+
+
+def test_the_oldest_task_to_archive_need_not_have_the_first_id(old_day: str, folder: Path) -> None:
+    for key, age in (
+        ("ffffffff-0000-4000-8000-000000000000", 200),
+        ("00000000-0000-4000-8000-000000000000", 5),
+    ):
+        [task] = tasks(1, key=key)
+        Task.objects.filter(pk=task.pk).update(
+            state=State.DEAD, created_at=Now() - age * DAY, finished_at=Now() - DAY
+        )
+    prune()
+    assert old_day in partitions("capataz_attempt")
+    Task.objects.all().delete()
+    prune()
+    assert old_day not in partitions("capataz_attempt")
+
+
+def test_an_archive_that_cannot_be_written_keeps_nothing_else_from_being_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise OSError(30, "Read-only file system")
+
+    [stays], [goes] = dead(1), tasks(1)
+    Task.objects.filter(pk=goes.pk).update(state=State.EXPIRED, finished_at=Now() - 100 * DAY)
+    done: list[str] = []
+    monkeypatch.setattr(archive, "write", fail)
+    monkeypatch.setattr(retention, "_drop_partitions", lambda age: done.append("dropped"))
+    with pytest.raises(OSError, match="Read-only"):
+        prune()
+    assert list(Task.objects.all()) == [stays]
+    assert done == ["dropped"]

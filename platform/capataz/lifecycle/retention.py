@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
-from django.db.models import F, QuerySet
+from django.db.models import F, Max, QuerySet
 from django.db.models.functions import Now
 
 from capataz.lifecycle import archive, rollups, task_results
@@ -49,21 +49,29 @@ def prune(
 
     What is not given is taken from the settings. Deletes in batches of ``batch``, each its own
     transaction, rests as long as each took, and asks ``stop`` in between. Tasks of the outcomes in ARCHIVED
-    are in the archive before they are deleted: if it cannot be written, OSError is raised and nothing more is
-    deleted.
+    are in the archive before they are deleted: if it cannot be written, they stay, and OSError is raised once
+    everything else is done.
     """
+    prepare_partitions()  # first: without them, what everybody writes could not be dropped by the day
     ages = {
         State.SUCCEEDED: _age(succeeded, settings.KEEP_SUCCEEDED_DAYS),
         State.DEAD: _age(dead, settings.KEEP_DEAD_DAYS),
         State.CANCELLED: _age(cancelled, settings.KEEP_CANCELLED_DAYS),
         State.EXPIRED: _age(expired, settings.KEEP_EXPIRED_DAYS),
     }
-    deleted = {state.value: _prune_state(state, age, batch, stop) for state, age in ages.items()}
-    archive.clear()
+    deleted: dict[str, int] = {}
+    unwritable: OSError | None = None
+    for state, age in ages.items():
+        try:
+            deleted[state.value] = _prune_state(state, age, batch, stop)
+        except OSError as error:
+            unwritable = error
     Worker.objects.exclude(state__in=ALIVE).filter(stopped_at__lt=Now() - KEEP_WORKERS).delete()
     rollups.prune(settings.KEEP_ROLLUPS_DAYS)
-    prepare_partitions()
     _drop_partitions(max(ages.values()))
+    if unwritable is not None:
+        raise unwritable
+    archive.clear()
     return deleted
 
 
@@ -127,8 +135,9 @@ def prepare_partitions() -> None:
 
 def _drop_partitions(age: timedelta) -> None:
     """Drop the days that no outcome is kept for, and that no task still to be archived has lived in."""
-    to_archive = Task.objects.filter(state__in=settings.ARCHIVED).order_by("pk")
-    oldest = to_archive.annotate(age=Now() - F("created_at")).values_list("age", flat=True).first()
+    # Not the first by id: a client may have chosen it.
+    to_archive = Task.objects.filter(state__in=settings.ARCHIVED)
+    oldest = to_archive.aggregate(age=Max(Now() - F("created_at")))["age"]
     age = max(age, oldest or age)
     for table in PARTITIONED:
         _one_at_a_time("SELECT capataz_drop_partitions(%s, %s * interval '1 day')", [table, age.days])

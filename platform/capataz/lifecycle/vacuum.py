@@ -30,7 +30,8 @@ def vacuum(*, dead_rows: int = DEAD_ROWS) -> dict[str, str]:
     session = Session("vacuum")
     try:
         connection = session.connection()
-        connection.execute(f"SET lock_timeout = {PATIENCE}")
+        if session.backend is not None:  # or it would stay in a session that is lent to others
+            connection.execute(f"SET lock_timeout = {PATIENCE}")
         worth_it = {"dead_rows": dead_rows, "dead_share": DEAD_SHARE}
         tables = [name for [name] in connection.execute(statement("worth_vacuuming"), worth_it)]
         done = {name: _run(connection, VACUUM, name) or "vacuumed" for name in tables}

@@ -27,7 +27,7 @@ from django.conf import settings
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from capataz import durable
-from capataz.database import conninfo
+from capataz.database import conninfo, own_backend
 from capataz.services import redis_copy
 from capataz.services.binaries import PostgresClient, find_client
 from capataz.services.errors import BackupFailed
@@ -267,8 +267,14 @@ def _without_password(database: str) -> tuple[str, str]:
 
 
 def _major(database: str) -> int:
+    """The server's version. Raises BackupFailed also if there is a pooler in between: the PostgreSQL clients
+    would leave their settings in sessions that it lends to others."""
     try:
         with psycopg.connect(database) as connection:
+            if own_backend(connection) is None:
+                raise BackupFailed(
+                    "Backups need a DATABASE_URL that leads straight to PostgreSQL, and not through a pooler."
+                )
             return connection.info.server_version // 10_000
     except psycopg.Error as error:
         raise BackupFailed(f"PostgreSQL does not answer: {error}") from None

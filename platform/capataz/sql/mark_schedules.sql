@@ -1,5 +1,6 @@
 -- mark_schedules: the due times of these schedules up to the mark are ours to submit for. Whoever has seen
--- another mark than the one that stands is too late, and what another beat settles just now is skipped.
+-- another mark than the one that stands is too late; what another beat settles just now, or somebody is
+-- changing, is skipped, and so is what was switched off meanwhile.
 -- Beside it goes what django-celery-beat's own admin shows. One that fires once and is switched on again is a
 -- new schedule: then its rule is another one.
 WITH given AS (
@@ -11,14 +12,14 @@ WITH given AS (
       FROM given
       JOIN capataz_schedule AS schedule
         ON schedule.periodic_task_id = given.id AND schedule.last_due = given.seen
-      JOIN django_celery_beat_periodictask AS periodic ON periodic.id = given.id
+      JOIN django_celery_beat_periodictask AS periodic ON periodic.id = given.id AND periodic.enabled
      ORDER BY schedule.periodic_task_id
-       FOR UPDATE OF schedule SKIP LOCKED
+       FOR NO KEY UPDATE OF schedule, periodic SKIP LOCKED
 ), counted AS (
     UPDATE django_celery_beat_periodictask AS periodic
        SET last_run_at = now(),
            total_run_count = total_run_count + 1,
-           enabled = enabled AND NOT periodic.one_off
+           enabled = NOT periodic.one_off
       FROM free
      WHERE periodic.id = free.id AND free.runs
 )
