@@ -14,6 +14,7 @@ from capataz import home
 # Every connection gives up on its own: a peer that froze must not hold a lock, and a lock that nobody
 # releases must not hold us. Milliseconds, except the keepalives, which are seconds. Django's connections,
 # which handlers use too, get more patience than the engine's own short statements need.
+SILENT_PEER = 10  # seconds after which a session is dropped whose other end answers nothing
 _SESSION = {
     # That of solid-state disks: with the default, made for turning ones, a hundred ids on a table that was
     # never analyzed are looked for by reading all of it.
@@ -22,7 +23,7 @@ _SESSION = {
     "tcp_keepalives_idle": 5,
     "tcp_keepalives_interval": 2,
     "tcp_keepalives_count": 3,
-    "tcp_user_timeout": 10000,
+    "tcp_user_timeout": SILENT_PEER * 1000,
 }
 DJANGO_SESSION = {**_SESSION, "idle_in_transaction_session_timeout": 60_000, "lock_timeout": 30_000}
 ENGINE_SESSION = {**_SESSION, "idle_in_transaction_session_timeout": 5_000, "lock_timeout": 5_000}
@@ -32,7 +33,7 @@ TCP = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
-    "tcp_user_timeout": 10000,
+    "tcp_user_timeout": SILENT_PEER * 1000,
 }
 
 

@@ -96,7 +96,9 @@ def test_handlers_refuse_a_pool_that_cannot_run_them(platform):
 def test_eager_mode_runs_inline(transactional_db):
     current_app.conf.task_always_eager = True
     try:
-        assert current_app.tasks["demo.compute"].delay(n=10).get() == {"result": 55}
+        result = current_app.tasks["demo.compute"].delay(n=10)
+        assert result.ready()
+        assert result.get() == {"result": 55}
     finally:
         current_app.conf.task_always_eager = False
     assert Task.objects.count() == 0

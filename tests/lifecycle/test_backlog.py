@@ -98,6 +98,14 @@ def scans(plan: dict[str, Any]) -> set[str]:
     return own.union(*(scans(inner) for inner in plan.get("Plans", [])))
 
 
+def indexes(plan: dict[str, Any]) -> Iterator[str]:
+    """The indexes that the plan scans, each as often as it does."""
+    if "Index Name" in plan:
+        yield from [plan["Index Name"]] * round(plan["Actual Loops"])
+    for inner in plan.get("Plans", []):
+        yield from indexes(inner)
+
+
 def test_what_runs_all_the_time_reads_no_more_than_it_moves(
     backlog: psycopg.Connection, worker: StagedWorker
 ) -> None:
@@ -109,6 +117,21 @@ def test_what_runs_all_the_time_reads_no_more_than_it_moves(
         # A few kinds of waiting, each up to what was asked for, and read once more when it is moved.
         assert read(plan) <= 6 * MOST, f"{name} reads {read(plan)}: {plan}"
         assert "Seq Scan" not in scans(plan), name
+
+
+def test_a_release_scans_what_waits_once_and_moves_many_by_their_ids(
+    backlog: psycopg.Connection, worker: StagedWorker
+) -> None:
+    """Each scan walks over what an old snapshot keeps in the index of what waits."""
+    given = {**parameters(worker.id)["release"], "room": MOST}
+    with backlog.transaction(force_rollback=True):
+        assert len(backlog.execute(statement("release"), given).fetchall()) == MOST
+    with backlog.transaction(force_rollback=True):
+        query = "EXPLAIN (ANALYZE, FORMAT JSON) " + statement("release")
+        [[explained]] = backlog.execute(query, given).fetchall()
+    used = list(indexes(explained[0]["Plan"]))
+    assert used.count("capataz_task_waiting") == 1
+    assert set(used) == {"capataz_task_waiting", "capataz_task_pkey"}
 
 
 def test_each_batch_of_pruning_reads_what_it_deletes(backlog: psycopg.Connection) -> None:

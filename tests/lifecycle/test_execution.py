@@ -16,7 +16,7 @@ from capataz.database import database_now
 from capataz.lifecycle import execution
 from capataz.lifecycle.cancellation import cancel
 from capataz.lifecycle.execution import Finish
-from capataz.models import Attempt, Event, Outcome, Task, Worker
+from capataz.models import Attempt, Event, Outcome, Rollup, Task, Worker
 from capataz.policy import exponential, fixed
 from capataz.sql import statement
 from capataz.states import State
@@ -190,6 +190,33 @@ def test_a_run_is_ended_once(worker: StagedWorker) -> None:
     assert worker.end(grants) == {task.pk}
     assert worker.end(grants, State.DEAD, Outcome.FAILED) == set()
     assert (now(task).state, attempts(task)) == (State.SUCCEEDED, ["succeeded"])
+
+
+def test_a_run_that_is_given_twice_at_once_is_ended_once(worker: StagedWorker) -> None:
+    [task] = tasks(1)
+    [grant] = worker.run(task)
+    assert worker.end([grant, grant]) == {task.pk}
+    assert (now(task).attempts, attempts(task)) == (1, ["succeeded"])
+    assert Rollup.objects.get().succeeded == 1
+
+
+@pytest.mark.parametrize("first", ["lost run", "own run"])
+def test_two_runs_of_a_task_that_end_at_once_keep_their_own_outcomes(
+    worker: StagedWorker, first: str
+) -> None:
+    """A worker that was given up for dead and got its own task again may have both to tell."""
+    [task] = tasks(1)
+    [stale] = worker.run(task)
+    worker.end([stale], State.QUEUED, Outcome.GIVEN_BACK, started_ago=None)
+    [grant] = worker.run(task)
+    lost = Finish(task.pk, stale.run, State.QUEUED, Outcome.LOST, error="killed", started_ago=2.0)
+    own = Finish(task.pk, grant.run, State.SUCCEEDED, Outcome.SUCCEEDED, result="1", started_ago=1.0)
+    ends = [lost, own] if first == "lost run" else [own, lost]
+    assert execution.finish(worker.connection, ends) == {task.pk}
+    ended = now(task)
+    assert (ended.state, ended.result, ended.error, ended.losses) == (State.SUCCEEDED, 1, None, 0)
+    [attempt] = Attempt.objects.filter(task_id=task.pk)
+    assert (attempt.run, attempt.outcome) == (grant.run, "succeeded")
 
 
 def test_a_refused_row_does_not_keep_the_others_from_being_written(worker: StagedWorker) -> None:

@@ -137,6 +137,15 @@ def test_preparing_again_changes_nothing(table: str) -> None:
     assert partitions(table) == before
 
 
+@pytest.mark.parametrize("table", PARTITIONED)
+def test_pruning_makes_the_days_ahead(table: str) -> None:
+    name = day_name(table, DAYS_AHEAD)
+    with connection.cursor() as cursor:
+        cursor.execute(f"DROP TABLE IF EXISTS {name}")
+    prune()
+    assert name in partitions(table)
+
+
 def test_two_who_prepare_at_once_do_not_get_in_each_others_way(
     transactional_db: None, tables_keep_their_partitions: None
 ) -> None:

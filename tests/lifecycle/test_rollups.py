@@ -123,6 +123,26 @@ def test_two_that_fold_at_once_fold_everything_once(hire: Hire) -> None:
     assert set(Rollup.objects.values_list("seconds", flat=True)) == {10}
 
 
+def test_nobody_waits_for_what_another_one_folds(worker: StagedWorker, session: psycopg.Connection) -> None:
+    worker.end(worker.run(*tasks(1)))
+    age(timedelta(minutes=1))
+    session.execute("SET lock_timeout = 1")
+    with worker.connection.transaction():
+        rollups.fold(worker.connection)
+        rollups.fold(session)
+    assert counts() == {"succeeded": 1}
+
+
+def test_ends_of_the_same_type_at_the_same_time_do_not_wait_for_each_other(hire: Hire) -> None:
+    one, other = hire(), hire()
+    [first], [second] = one.run(*tasks(1)), other.run(*tasks(1))
+    other.connection.execute("SET lock_timeout = 1")
+    with one.connection.transaction():
+        one.end([first])
+        other.end([second])
+    assert counts() == {"succeeded": 2}
+
+
 def test_ends_and_folding_at_once_lose_nothing(hire: Hire) -> None:
     crew = [hire() for _ in range(3)]
 

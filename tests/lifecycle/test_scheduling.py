@@ -6,9 +6,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from celery.schedules import schedule
-from django.db import transaction
+from django.db import connection, transaction
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from capataz.lifecycle import scheduling
@@ -196,6 +197,29 @@ def test_what_is_rolled_back_is_still_due(make: Make) -> None:
         settle(rule, now=DUE + HOUR)
         raise ZeroDivisionError
     assert settle(rule, now=DUE + HOUR) == {rule.id}
+
+
+def test_a_due_time_whose_task_could_not_be_inserted_is_still_due(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(_: Any) -> None:
+        raise ZeroDivisionError
+
+    rule = make()
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(scheduling, "_submit", break_down)
+        settle(rule, now=DUE + HOUR)
+    assert settle(rule, now=DUE + HOUR) == {rule.id}
+
+
+def test_what_another_beat_settles_just_now_is_not_waited_for(
+    make: Make, transactional_db: None, session: psycopg.Connection
+) -> None:
+    busy, free = make("busy"), make("free")
+    with session.transaction(), transaction.atomic(), connection.cursor() as cursor:
+        session.execute("SELECT FROM capataz_schedule WHERE periodic_task_id = %s FOR UPDATE", [busy.id])
+        cursor.execute("SET LOCAL lock_timeout = 1")
+        assert settle(busy, free, now=DUE + HOUR) == {free.id}
 
 
 def test_a_schedule_for_one_time_is_switched_off(make: Make) -> None:

@@ -14,6 +14,7 @@ from capataz.lifecycle import execution
 from capataz.lifecycle.cancellation import cancel
 from capataz.models import Attempt, Task
 from capataz.states import State
+from capataz.worker import ledger
 from capataz.worker.holding import Bundle, Ended, Ending, Held
 from capataz.worker.ledger import BATCH_BYTES, Announcement, Callbacks, Ledger
 from tests.lifecycle.stage import StagedWorker, now, release, tasks
@@ -176,6 +177,46 @@ def test_large_results_are_cut_into_commits_of_their_own(parent: Parent, eventua
     eventually(lambda: len(parent.settled) == 3)
     assert transactions() == 3
     assert Task.objects.filter(state="succeeded").count() == 3
+
+
+def test_many_ends_are_cut_into_commits_of_their_own(idle: Parent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "BATCH_TASKS", 2)
+    given = tasks(3)
+    release(*given)
+    idle.announce(*given)
+    idle.ledger._cycle()
+    idle.end(*idle.held())
+    idle.ledger._cycle()
+    assert len(idle.settled) == 2
+    idle.ledger._cycle()
+    assert len(idle.settled) == 3
+
+
+def test_all_that_has_ended_is_written_before_the_last_give_back(
+    idle: Parent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "BATCH_TASKS", 2)
+    given = tasks(5)
+    release(*given)
+    idle.announce(*given)
+    idle.ledger._cycle()
+    idle.end(*idle.held())
+    idle.ledger.stop(time.monotonic() + 60)
+    idle.ledger.run()
+    assert {now(task).state for task in given} == {"succeeded"}
+
+
+def test_a_ledger_without_a_database_ends_at_its_deadline(
+    idle: Parent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise psycopg.OperationalError("no route to it")
+
+    monkeypatch.setattr(idle.ledger.session, "connection", refuse)
+    idle.ledger.stop(time.monotonic())
+    idle.ledger.start()
+    idle.ledger.join(timeout=30)
+    assert not idle.ledger.is_alive()
 
 
 def transactions() -> int:

@@ -8,10 +8,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.worker import state as celery_state
 
-from capataz.worker.holding import Bundle
+from capataz.worker import watch
+from capataz.worker.channel import Channel
+from capataz.worker.holding import Bundle, Ended, Ending
 from capataz.worker.ledger import Announcement
 from capataz.worker.station import Station
+from capataz.worker.timings import Timings
+from capataz.worker.watch import Watch
+from tests.worker.test_watch import new_held
+
+
+def nothing(*_: Any) -> None:
+    """Whoever would hear of it is not there."""
 
 
 @pytest.fixture
@@ -21,15 +31,31 @@ def announced() -> list[Announcement]:
 
 
 @pytest.fixture
-def station(announced: list[Announcement]) -> Station:
+def ended() -> list[Ended]:
+    """What the watch has found out."""
+    return []
+
+
+@pytest.fixture
+def station(announced: list[Announcement], ended: list[Ended], channel: Channel) -> Station:
     """Without a Celery worker around it, and without an event loop."""
     made = Station.__new__(Station)
     made.worker = SimpleNamespace(hub=None, autoscaler=None)
-    made.bundles = {}
-    made._todo, made._waiting, made._free_pipes = deque(), deque(), deque()
-    made.ledger = SimpleNamespace(announce=announced.append)  # type: ignore[assignment]
-    made.watch = SimpleNamespace(forget=lambda bundle: None)  # type: ignore[assignment]
-    made.flower = SimpleNamespace(ended=lambda ended: None)  # type: ignore[assignment]
+    made.worker.process_task = lambda request: None
+    made.phase = "running"
+    made.bundles, made._requests = {}, {}
+    made._todo, made._waiting, made._free_pipes = deque(), deque(), deque([0])
+    made._channel = channel
+    made.timings = Timings()
+    made.ledger = SimpleNamespace(announce=announced.append, wake=lambda: None)  # type: ignore[assignment]
+    made.watch = Watch(channel, ended.extend, nothing, on_running=nothing, exit_of=nothing)
+    made.flower = SimpleNamespace(received=nothing, started=nothing, ended=nothing)  # type: ignore[assignment]
+    return made
+
+
+def bundle_of(size: int) -> Bundle:
+    made = Bundle(1, "demo.echo", acknowledge=nothing, open=size)
+    made.items.extend(new_held(made, index, 300.0) for index in range(size))
     return made
 
 
@@ -58,6 +84,37 @@ def test_a_call_into_the_event_loop_that_fails_holds_up_no_other(station: Statio
     station.soon(lambda: done.append(True))
     station._work_off()
     assert done == [True]
+
+
+def test_to_celery_each_task_is_a_request_of_its_own(station: Station) -> None:
+    bundle = bundle_of(2)
+    one, other = ids = [str(held.id) for held in bundle.items]
+    station._start(bundle)
+    assert {request.id for request in celery_state.reserved_requests} == set(ids)
+    station._show_running(bundle.items[:1])
+    assert {request.id for request in celery_state.active_requests} == {one}
+    station._settle([Ended(bundle.items[0], Ending.SUCCEEDED, 0.0)], [])
+    assert not celery_state.active_requests
+    assert {request.id for request in celery_state.reserved_requests} == {other}
+    station._settle([Ended(bundle.items[1], Ending.GIVEN_BACK, 0.0)], [bundle])
+    assert not celery_state.reserved_requests
+
+
+def test_whoever_is_asked_to_stop_claims_nothing_and_starts_nothing_any_more(
+    station: Station, ended: list[Ended], eventually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim may have been under way."""
+    monkeypatch.setattr(watch, "UNBEGUN", 3600.0)
+    station.watch.start()
+    station.drain()
+    assert station.ledger.draining
+    eventually(lambda: not station.watch._orders)
+    bundle = bundle_of(3)
+    station._start(bundle)
+    eventually(lambda: len(ended) == 3, within=20)  # the watch looks at everything once a minute
+    assert all(each.ending is Ending.GIVEN_BACK and each.counted for each in ended)
+    station._settle(ended, [bundle])
+    station.watch.stop()
 
 
 def test_a_child_lets_go_of_its_parents_sessions(station: Station, fork: Callable[..., int]) -> None:

@@ -4,19 +4,25 @@ import faulthandler
 import itertools
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from capataz import handlers
+from capataz.lifecycle.recovery import LOOK
+from capataz.servers import ENGINE_SESSION
+from capataz.worker import watch
 from capataz.worker.channel import Channel
 from capataz.worker.child import FAILED, INTERRUPTED, PROGRESS, STEP, SUCCEEDED
 from capataz.worker.holding import Bundle, Ended, Ending, Held
-from capataz.worker.watch import Watch, describe_exit
+from capataz.worker.watch import Watch, cut_off, describe_exit
 
 Fork = Callable[[Callable[[], object]], int]
 Behaviour = Callable[[int], Any]
@@ -48,14 +54,13 @@ class Scene:
     def _count_running(self) -> None:
         self.told_running += 1
 
-    def bundle(self, size: int, *, time_limit: float = 300.0, put: bool = True) -> Bundle:
+    def bundle(self, size: int, *, time_limit: float = 300.0, pipe: int = 0) -> Bundle:
         """So many tasks, ready to be taken by a child."""
-        made = Bundle(next(_serials), "demo.echo", acknowledge=lambda: None, pipe=0, open=size)
+        made = Bundle(next(_serials), "demo.echo", acknowledge=lambda: None, pipe=pipe, open=size)
         for index in range(size):
             made.items.append(new_held(made, index, time_limit))
         self.watch.follow(made)
-        if put:
-            self.channel.tokens[made.pipe].put(made.serial, range(size))
+        self.channel.tokens[made.pipe].put(made.serial, range(size))
         return made
 
     def child(self, bundle: Bundle, behaviour: Behaviour) -> int:
@@ -282,6 +287,32 @@ def test_what_a_child_reported_before_its_death_counts(scene: Scene) -> None:
     assert scene.endings(bundle) == [Ending.SUCCEEDED] * 49 + [Ending.LOST]
 
 
+def test_a_death_is_judged_after_the_reports_that_came_before_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch was held up, and finds both at once."""
+    gate, opener = os.pipe()
+    bundle = scene.bundle(1)
+    child = scene.child(bundle, lambda index: os.read(gate, 1).decode())
+    scene.until_running(bundle)
+    held_up, go_on = threading.Event(), threading.Event()
+
+    def poll_late(patience: float) -> Any:
+        held_up.set()
+        go_on.wait(60)
+        return poll.poll(patience)
+
+    poll = scene.watch._poll
+    late = SimpleNamespace(poll=poll_late, register=poll.register, unregister=poll.unregister)
+    monkeypatch.setattr(scene.watch, "_poll", late)
+    scene.watch.drain(after(3600))  # a reason to look, and then to wait again
+    held_up.wait(60)
+    os.write(opener, b"1")
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    go_on.set()
+    assert scene.endings(bundle) == [Ending.SUCCEEDED]
+
+
 def test_a_token_that_a_dead_child_took_without_a_word_is_no_attempt(scene: Scene) -> None:
     bundle = scene.bundle(3)
 
@@ -292,6 +323,48 @@ def test_a_token_that_a_dead_child_took_without_a_word_is_no_attempt(scene: Scen
     scene.child(bundle, take_the_next_and_die)
     assert scene.endings(bundle) == [Ending.LOST, Ending.GIVEN_BACK, Ending.GIVEN_BACK]
     assert scene.until_ended(3)[1].held.started is None
+
+
+def test_a_kill_that_comes_late_costs_the_next_task_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = scene.bundle(2)
+    bundle.open = 1  # not for being slow
+    gate, opener = os.pipe()
+    begun, tell = os.pipe()
+
+    def kill_late(pid: int) -> None:
+        os.write(opener, b".")
+        os.read(begun, 1)
+        kill_group(pid)
+
+    def end_just_before_the_kill(index: int) -> None:
+        if index == 0:
+            os.read(gate, 1)
+            return
+        os.write(tell, b".")
+        wait_forever(index)
+
+    kill_group = watch._kill_group
+    monkeypatch.setattr(watch, "_kill_group", kill_late)
+    scene.child(bundle, end_just_before_the_kill)
+    scene.until_running(bundle)
+    scene.watch.stop_run(bundle.items[0], Ending.CANCELLED, "cancelled", grace=0.0)
+    assert scene.endings(bundle) == [Ending.SUCCEEDED, Ending.GIVEN_BACK]
+
+
+def test_a_child_that_is_sent_the_job_of_a_dead_one_again_ends_what_that_one_ran(
+    channel: Channel, fork: Fork, eventually: Callable[..., Any]
+) -> None:
+    """The pool does that, and the next one's report may be read before the death is seen."""
+    scene = Scene(channel, fork, eventually)
+    bundle = scene.bundle(2)
+    dead = scene.child(bundle, lambda index: os.kill(os.getpid(), signal.SIGKILL))
+    scene.exits[dead] = os.waitstatus_to_exitcode(os.waitpid(dead, 0)[1])
+    os.waitpid(scene.child(bundle, succeed), 0)
+    scene.watch.start()
+    assert scene.endings(bundle) == [Ending.LOST, Ending.SUCCEEDED]
+    scene.end()
 
 
 def test_a_death_between_two_bundles_costs_nothing(scene: Scene, fork: Fork) -> None:
@@ -371,10 +444,46 @@ def test_the_neighbours_of_a_slow_task_go_to_others(scene: Scene) -> None:
     assert scene.watch.running() == [bundle.items[0]]
 
 
+def test_a_task_that_its_child_has_taken_and_not_reported_yet_is_not_taken_back(scene: Scene) -> None:
+    bundle = scene.bundle(3)
+    assert scene.channel.tokens[bundle.pipe].take(bundle.serial) == 0  # as a child about to report it
+    scene.watch.take_back(bundle)
+    scene.until_ended(2)
+    assert sorted(each.held.index for each in scene.ended) == [1, 2]
+
+
 def test_the_neighbours_of_short_tasks_stay_where_they_are(scene: Scene) -> None:
     bundle = scene.bundle(30)
     scene.child(bundle, lambda index: time.sleep(0.01))
     assert scene.endings(bundle) == [Ending.SUCCEEDED] * 30
+
+
+def test_an_exclusive_task_and_no_other_is_killed_when_its_worker_is_cut_off(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exclusive, other = scene.bundle(1), scene.bundle(1, pipe=1)
+    exclusive.items[0].handler = replace(exclusive.items[0].handler, exclusive=True)
+    for bundle in (exclusive, other):
+        scene.child(bundle, wait_forever)
+        scene.until_running(bundle)
+    scene.eventually(lambda: scene.told_running == 2)
+    scene.watch.heard()
+    assert scene.ended == []
+    monkeypatch.setattr(scene.watch, "_heard_at", time.monotonic() - cut_off())
+    [ended] = scene.until_ended(1).values()
+    assert (ended.held, ended.ending) == (exclusive.items[0], Ending.GIVEN_BACK)
+    scene.eventually(lambda: not is_running(exclusive.pid))
+    assert scene.watch.running() == other.items
+
+
+@pytest.mark.parametrize("looks", [3, 15, 600])
+def test_an_exclusive_task_is_killed_before_anybody_gives_its_silent_worker_up(
+    settings: Any, looks: int
+) -> None:
+    """For its silence, or after little of it: PostgreSQL drops its session, and with it its lock."""
+    settings.LOOKS_WITHOUT_BEAT = looks
+    dropped_after = ENGINE_SESSION["tcp_user_timeout"] / 1000
+    assert settings.HEARTBEAT < cut_off() < min(looks * LOOK, dropped_after)
 
 
 # Orders.
@@ -475,6 +584,31 @@ def test_a_drain_gives_back_at_once_what_has_not_started_and_counts_it(scene: Sc
     scene.until_ended(2)
     assert [(each.ending, each.counted) for each in scene.ended] == [(Ending.GIVEN_BACK, True)] * 2
     assert scene.watch.running() == [bundle.items[0]]
+
+
+def test_a_token_that_was_on_its_way_back_during_a_drain_is_taken_at_the_next_look(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "UNBEGUN", 3600.0)
+    bundle = scene.bundle(2)
+    tokens = scene.channel.tokens[bundle.pipe]
+    assert tokens.take(bundle.serial) == 0
+    scene.watch.drain(after(3600))
+    [given_back] = scene.until_ended(1)
+    assert given_back == 1
+    tokens.put(bundle.serial, [0])
+    scene.watch.stop_run(bundle.items[given_back], Ending.CANCELLED, "a reason to look")
+    assert scene.endings(bundle) == [Ending.GIVEN_BACK] * 2
+    assert all(each.counted for each in scene.ended)
+
+
+def test_a_child_that_dies_of_the_workers_stop_has_lost_nothing(scene: Scene) -> None:
+    bundle = scene.bundle(1)
+    child = scene.child(bundle, wait_forever)
+    scene.until_running(bundle)
+    scene.watch.drain(after(3600))
+    os.kill(child, signal.SIGKILL)
+    assert scene.endings(bundle) == [Ending.GIVEN_BACK]
 
 
 def test_what_still_runs_when_the_grace_is_over_is_killed_and_given_back(scene: Scene) -> None:

@@ -93,9 +93,13 @@ def finish(connection: Connection, finishes: Sequence[Finish], *, recorded: bool
     }
     rows = connection.execute(statement("finish"), columns).fetchall()
     if recorded:
-        tracebacks = {each.id: each.traceback for each in finishes}
-        final = [(task_id, worker_id) for task_id, worker_id, is_final in rows if is_final]
-        task_results.record(connection, [Record(*each, tracebacks[each[0]]) for each in final])
+        tracebacks = {each.run: each.traceback for each in finishes}
+        final = [
+            Record(task_id, worker_id, tracebacks[run])
+            for task_id, run, worker_id, is_final in rows
+            if is_final
+        ]
+        task_results.record(connection, final)
     return {task_id for task_id, *_ in rows}
 
 

@@ -5,8 +5,10 @@
 -- The attempt, the roll-up, and the event of whatever is not a plain success, are written by the same
 -- statement.
 -- Times are the database's: the worker says how many seconds ago something was.
+-- A run ends once, even if it is given twice; and where two runs of one task are given, because a worker has
+-- lost it and got it again, each outcome is only that of its own run.
 WITH outcome AS (
-    SELECT *
+    SELECT DISTINCT ON (id, run) *
       FROM unnest(
           %(ids)s::uuid[], %(runs)s::bigint[], %(states)s::text[], %(outcomes)s::text[],
           %(results)s::text[], %(errors)s::text[], %(tracebacks)s::text[],
@@ -15,7 +17,7 @@ WITH outcome AS (
           id, run, state, outcome, result, error, traceback, started_ago, ended_ago, delay, counted
       )
 ), held AS (
-    SELECT task.id, task.worker_id, coalesce(task.run_at, task.created_at) AS due_at,
+    SELECT task.id, task.run, task.worker_id, coalesce(task.run_at, task.created_at) AS due_at,
            CASE WHEN task.cancel_requested_at IS NOT NULL AND outcome.state <> 'succeeded'
                 THEN 'cancelled' ELSE outcome.state END AS state
       FROM outcome
@@ -42,10 +44,11 @@ WITH outcome AS (
            verify_at = NULL,
            publishes = 0
       FROM held
-      JOIN outcome ON outcome.id = held.id
+      JOIN outcome ON outcome.id = held.id AND outcome.run = held.run
      WHERE task.id = held.id
     RETURNING task.id, task.type, task.queue, task.key, task.attempts, task.max_attempts, task.given_back,
-              task.started_at, task.finished_at IS NOT NULL AS is_final, held.worker_id, held.state, held.due_at
+              task.started_at, task.finished_at IS NOT NULL AS is_final,
+              held.run, held.worker_id, held.state, held.due_at
 ), attempt AS (
     INSERT INTO capataz_attempt (
         task_id, run, worker_id, outcome, started_at, finished_at, error, traceback
@@ -55,7 +58,7 @@ WITH outcome AS (
            now() - make_interval(secs => outcome.ended_ago),
            outcome.error, outcome.traceback
       FROM moved
-      JOIN outcome ON outcome.id = moved.id
+      JOIN outcome ON outcome.id = moved.id AND outcome.run = moved.run
      WHERE outcome.started_ago IS NOT NULL
 ), rollup AS (
     INSERT INTO capataz_rollup (
@@ -72,7 +75,7 @@ WITH outcome AS (
                greatest(outcome.started_ago - outcome.ended_ago, 0) AS ran,
                greatest(extract(epoch FROM moved.started_at - moved.due_at), 0)::float8 AS waited
           FROM moved
-          JOIN outcome ON outcome.id = moved.id
+          JOIN outcome ON outcome.id = moved.id AND outcome.run = moved.run
          WHERE outcome.started_ago IS NOT NULL
       ) AS ended
      GROUP BY queue, type
@@ -88,8 +91,8 @@ WITH outcome AS (
                               'maxAttempts', moved.max_attempts, 'givenBack', moved.given_back,
                               'error', left(outcome.error, 500))
       FROM moved
-      JOIN outcome ON outcome.id = moved.id
+      JOIN outcome ON outcome.id = moved.id AND outcome.run = moved.run
      WHERE moved.state <> 'succeeded'
        AND (outcome.started_ago IS NOT NULL OR moved.state <> 'queued' OR outcome.counted)
 )
-SELECT moved.id, moved.worker_id, moved.is_final FROM moved;
+SELECT moved.id, moved.run, moved.worker_id, moved.is_final FROM moved;

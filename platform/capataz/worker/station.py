@@ -200,6 +200,8 @@ class Station:
             self.watch.follow(bundle)
             startable = [held.index for held in bundle.items if not held.ended]
             self._channel.tokens[bundle.pipe].put(bundle.serial, startable)
+            if self.phase == "draining":  # its claim was under way, or it waited for a pipe
+                self.watch.take_back(bundle)
             self.worker.process_task(BundleRequest(bundle, self))
         if self.worker.autoscaler:
             self.worker.autoscaler.maybe_scale()

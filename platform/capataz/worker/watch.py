@@ -17,6 +17,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from django.conf import settings
+
+from capataz.lifecycle.recovery import LOOK
+from capataz.servers import SILENT_PEER
 from capataz.worker.channel import Channel
 from capataz.worker.child import INTERRUPTED, PROGRESS, SUCCEEDED
 from capataz.worker.holding import Bundle, Ended, Ending, Held
@@ -28,8 +32,9 @@ SHOW = 0.02  # seconds
 # A child that is done with a bundle may have missed a token that was on its way back into the pipe: it is
 # looked for this often.
 STRAY = 0.1  # seconds
-# Three seconds before others give a worker up that no longer beats, it stops what must not run twice.
-CUT_OFF = 12.0  # seconds
+# After this part of the shortest silence for which others may give it up, a worker that is cut off stops what
+# must not run twice.
+CUT_OFF = 0.8
 # A bundle that no child has begun after this long waits behind something: its tasks are better off elsewhere.
 UNBEGUN = 5.0  # seconds
 # A task of a bundle that its child is done with, and of which nothing was heard for this long, is lost.
@@ -347,7 +352,7 @@ class Watch(threading.Thread):
                 held.stop_reason = Ending.FAILED
                 held.stop_text = f"hard time limit of {held.time_limit:g} s exceeded; its process was killed"
                 held.kill_at = now
-            if held.kill_at is None and held.handler.exclusive and now >= self._heard_at + CUT_OFF:
+            if held.kill_at is None and held.handler.exclusive and now >= self._heard_at + cut_off():
                 held.stop_reason, held.stop_text = Ending.GIVEN_BACK, "its worker is cut off from PostgreSQL"
                 held.kill_at = now
             if held.kill_at is None and self._drain_at is not None and now >= self._drain_at:
@@ -364,6 +369,14 @@ class Watch(threading.Thread):
     def _order(self, order: Callable[[], None]) -> None:
         self._orders.append(order)
         os.eventfd_write(self._wake, 1)
+
+
+def cut_off() -> float:
+    """For how many seconds no heartbeat may have got through before exclusive tasks are stopped.
+
+    PostgreSQL frees the lock of a worker that does not answer, and then few looks are enough.
+    """
+    return CUT_OFF * min(settings.LOOKS_WITHOUT_BEAT * LOOK, SILENT_PEER)
 
 
 def describe_exit(status: int | None) -> str:
