@@ -12,6 +12,16 @@ from capataz.lifecycle.submission import Submission, submit_many
 from capataz.models import Attempt, Task
 
 
+def state(task: Task) -> str:
+    """Where this task stands now."""
+    return Task.objects.get(pk=task.pk).state
+
+
+def outcomes(task: Task) -> list[str]:
+    """How the attempts of this task ended, oldest first."""
+    return list(Attempt.objects.filter(task_id=task.pk).order_by("id").values_list("outcome", flat=True))
+
+
 @dataclass
 class Records:
     """What ``demo.record`` wrote, as an independent witness of what ran."""

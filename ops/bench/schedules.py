@@ -21,6 +21,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
 
+from capataz.services.embedded import embedded  # noqa: E402
+from ops.bench.price import cpu, without_configured_servers  # noqa: E402
+
 MINUTE = 60
 
 # Seconds after their due times, by kind, and how many due times have another number of tasks than one.
@@ -48,13 +51,10 @@ SELECT CASE WHEN at_once THEN 'at the full minute' ELSE 'spread over it' END,
 def main() -> int:
     """Run and report."""
     options = _options()
-    for name in ("DATABASE_URL", "REDIS_URL"):  # never servers that the shell happens to name
-        os.environ.pop(name, None)
-    from capataz.services.embedded import embedded
-
     with tempfile.TemporaryDirectory(prefix="capataz-bench-") as folder, ExitStack() as cleanup:
         place = Path(folder)
         place.chmod(0o711)
+        cleanup.enter_context(without_configured_servers())
         servers = cleanup.enter_context(embedded(place / "servers"))
         os.environ.update(
             DATABASE_URL=servers.database_url,
@@ -72,12 +72,12 @@ def main() -> int:
         since = (time.time() // MINUTE + 2) * MINUTE  # by then they have read everything
         until = since + options.minutes * MINUTE - 0.001
         _pass_until(since)
-        before = sum(_cpu(beat) for beat in beats)
+        before = cpu(beats)
         _pass_until(until)
-        cpu = sum(_cpu(beat) for beat in beats) - before
+        used = cpu(beats) - before
         _pass_until(until + MINUTE / 2)
         print()
-        return _report(since, until, options, cpu)
+        return _report(since, until, options, used)
 
 
 def _make_schedules(count: int) -> None:
@@ -107,13 +107,13 @@ def _make_schedules(count: int) -> None:
     PeriodicTasks.update_changed()
 
 
-def _beat(log: Path, cleanup: ExitStack) -> subprocess.Popen[bytes]:
+def _beat(log: Path, cleanup: ExitStack) -> int:
     command = [sys.executable, "-m", "celery", "-A", "capataz", "beat", "--pidfile=", "-l", "WARNING"]
     output = cleanup.enter_context(log.open("wb"))
     process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
     cleanup.callback(process.wait)
     cleanup.callback(process.terminate)
-    return process
+    return process.pid
 
 
 def _pass_until(moment: float) -> None:
@@ -122,14 +122,7 @@ def _pass_until(moment: float) -> None:
         time.sleep(min(5, left))
 
 
-def _cpu(process: subprocess.Popen[bytes]) -> float:
-    import psutil
-
-    times = psutil.Process(process.pid).cpu_times()
-    return float(times.user + times.system)
-
-
-def _report(since: float, until: float, options: argparse.Namespace, cpu: float) -> int:
+def _report(since: float, until: float, options: argparse.Namespace, used: float) -> int:
     from django.db import connection
 
     with connection.cursor() as cursor:
@@ -140,7 +133,7 @@ def _report(since: float, until: float, options: argparse.Namespace, cpu: float)
     for kind, tasks, due_times, (half, most, longest) in sorted(rows):
         print(f"{kind:20} {due_times:>10} {tasks:>8} {half:>12.2f} {most:>7.2f} {longest:>8.2f}")
     submitted = sum(row[1] for row in rows)
-    print(f"CPU of all beats: {1e6 * cpu / max(1, submitted):.0f} us per task")
+    print(f"CPU of all beats: {1e6 * used / max(1, submitted):.0f} us per task")
     exact = all((tasks, due_times) == (expected, expected) for _, tasks, due_times, _ in rows)
     if len(rows) != 2 or not exact:
         print(f"expected {expected} of each kind", file=sys.stderr)

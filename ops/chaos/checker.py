@@ -17,6 +17,7 @@ from ops.chaos.witness import Run, by_task
 from ops.chaos.workload import SUCCEEDED, Asked
 
 FINAL = frozenset({"succeeded", "dead", "cancelled", "expired"})
+MISSING = "missing"  # the state of what has no row
 # Kinds that run more than once because they shall.
 TRIED_AGAIN = frozenset({"failing", "retrying", "misbehaving"})
 
@@ -82,7 +83,7 @@ def check(
         row = of_key.get(each.key)
         if told == "refused" or (told == "unknown" and row is None):
             continue
-        state = row.state if row else "missing"
+        state = row.state if row else MISSING
         ends[each.kind][state] += 1
         if each.kind == "misbehaving":
             how = each.task["data"]["how"]
@@ -92,7 +93,7 @@ def check(
         if each.follows and row and row.state == SUCCEEDED:
             following = Asked(each.follows, "following", {}, [SUCCEEDED])
             next_row = of_key.get(each.follows)
-            ends["following"][next_row.state if next_row else "missing"] += 1
+            ends["following"][next_row.state if next_row else MISSING] += 1
             _check_task(findings, following, next_row, executions)
     findings.ends = {kind: dict(counts) for kind, counts in sorted(ends.items())}
     findings.misbehaviours = {how: dict(counts) for how, counts in sorted(misbehaviours.items())}

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ops.chaos.checker import FINAL
+from ops.chaos.checker import FINAL, MISSING
 from ops.chaos.faults import KINDS
 
-MISSING = "missing"  # of what has no row
 USAGE = "give the report.json of two runs or more"
 
 

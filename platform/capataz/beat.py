@@ -91,9 +91,9 @@ class Scheduler(DatabaseScheduler):
             return 0.0
 
     def _patience(self, now: datetime, spent: float) -> float:
-        most = (
-            min(float(self.max_interval), SENDS_WITHIN) if self._sender.is_busy else float(self.max_interval)
-        )
+        most = float(self.max_interval)
+        if self._sender.is_busy:
+            most = min(most, SENDS_WITHIN)
         if not self._agenda:
             return most
         left = (self._agenda[0][0] - now).total_seconds() - spent

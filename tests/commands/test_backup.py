@@ -79,7 +79,8 @@ def test_a_backup_is_private_complete_and_names_no_password(
 def test_an_empty_database_gets_everything_back(folder: Path, database: str) -> None:
     task = submit("demo.echo", {"message": "ñ"}, key="mine")
     backup.back_up()
-    backup.restore_postgres(backup.find("latest"), database)
+    latest = backup.find("latest")
+    backup.restore_postgres(latest, backup.read_manifest(latest), database)
     assert rows(database, "SELECT id, key, state FROM capataz_task") == [(task.pk, "mine", "queued")]
     partitions = "SELECT count(*) FROM pg_inherits"
     assert rows(database, partitions) == rows(conninfo(), partitions)

@@ -10,11 +10,8 @@ from celery import current_app
 
 from capataz.lifecycle.submission import submit
 from capataz.models import Event, Task, Worker
+from tests.records import state
 from tests.workload import notes
-
-
-def state(task):
-    return Task.objects.get(pk=task.pk).state
 
 
 def order(worker, command, **arguments):

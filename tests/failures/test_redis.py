@@ -20,11 +20,8 @@ from capataz.lifecycle.dispatch import EPOCH_KEY
 from capataz.lifecycle.submission import submit
 from capataz.models import Task, Worker
 from capataz.priority import REDIS_STEPS
+from tests.records import state
 from tests.workload import notes
-
-
-def state(task):
-    return Task.objects.get(pk=task.pk).state
 
 
 @pytest.fixture

@@ -14,16 +14,9 @@ import pytest
 from django.db import connections
 
 from capataz.lifecycle.submission import submit
-from capataz.models import Attempt, Task, Worker
+from capataz.models import Task, Worker
+from tests.records import outcomes, state
 from tests.workload import notes
-
-
-def outcomes(task):
-    return list(Attempt.objects.filter(task_id=task.pk).order_by("id").values_list("outcome", flat=True))
-
-
-def state(task):
-    return Task.objects.get(pk=task.pk).state
 
 
 class AtGate:

@@ -9,16 +9,9 @@ from celery import current_app
 from django.db import connection
 
 from capataz.lifecycle.submission import submit
-from capataz.models import Attempt, Event, Task, Worker
+from capataz.models import Event, Task, Worker
+from tests.records import outcomes, state
 from tests.workload import notes
-
-
-def outcomes(task):
-    return list(Attempt.objects.filter(task_id=task.pk).order_by("id").values_list("outcome", flat=True))
-
-
-def state(task):
-    return Task.objects.get(pk=task.pk).state
 
 
 @pytest.fixture

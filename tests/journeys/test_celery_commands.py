@@ -20,6 +20,7 @@ from capataz.lifecycle.submission import submit
 from capataz.models import Event, Task, Worker
 from capataz.services.keepsakes import free_port
 from tests.processes import ROOT, Processes, celery
+from tests.records import state
 from tests.workload import plain_add
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -54,10 +55,6 @@ def logs_of_a_failure(running, request):
     yield
     if getattr(request.node, "failed", False):
         running.print_logs()
-
-
-def state(task):
-    return Task.objects.get(pk=task.pk).state
 
 
 def shared_worker(running):

@@ -309,12 +309,9 @@ def payload_of(args: Any, kwargs: Any) -> Any:
 
 def _from_now(expires: Any) -> Any:
     try:
-        seconds = float(expires)
+        delay = timedelta(seconds=float(expires))  # first: what is no number is no reason to ask for the time
+        return database.database_now() + delay
     except (ValueError, TypeError):
-        return expires  # no number, and no reason to ask for the time
-    try:
-        return database.database_now() + timedelta(seconds=seconds)
-    except ValueError:
         return expires
     except OverflowError:
         detail = "is too many seconds from now"

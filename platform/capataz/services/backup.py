@@ -88,9 +88,9 @@ def backups(folder: Path | None = None) -> list[Path]:
 def find(name: str) -> Path:
     """The backup of this name or path; ``latest`` is the newest. Raises BackupFailed if there is none."""
     if name == "latest":
-        if not backups():
+        if not (there := backups()):
             raise BackupFailed(f"There is no backup in {settings.BACKUP_DIR}.")
-        return backups()[-1]
+        return there[-1]
     path = Path(settings.BACKUP_DIR) / name  # an absolute path stays what it is
     if not (path / MANIFEST).is_file():
         raise BackupFailed(f"{path} is no backup: it has no {MANIFEST}.")
@@ -110,12 +110,12 @@ def read_manifest(backup: Path) -> dict[str, Any]:
     return manifest
 
 
-def restore_postgres(backup: Path, database: str) -> None:
+def restore_postgres(backup: Path, manifest: dict[str, Any], database: str) -> None:
     """Put the tables of a backup into this database, in place of those of the same names; all or nothing.
 
-    ``database`` is a URL or DSN. Raises BackupFailed.
+    ``manifest`` is what ``read_manifest`` has found right, ``database`` a URL or DSN. Raises BackupFailed.
     """
-    made_by, major = int(read_manifest(backup)["postgres"]["major"]), _major(database)
+    made_by, major = int(manifest["postgres"]["major"]), _major(database)
     if major < made_by:
         raise BackupFailed(f"The dump needs PostgreSQL {made_by} or later; this server has version {major}.")
     _replace_tables(find_client(major), backup / DATABASE, database)
@@ -129,8 +129,10 @@ def restore_postgres(backup: Path, database: str) -> None:
 
 
 def restore_redis(backup: Path, url: str) -> int:
-    """Put the keys of a backup into this Redis; returns how many. Raises BackupFailed."""
-    read_manifest(backup)
+    """Put the keys of a backup that ``read_manifest`` has found right into this Redis; returns how many.
+
+    Raises BackupFailed.
+    """
     try:
         return redis_copy.read(url, backup / BROKER)
     except redis.RedisError as error:

@@ -57,7 +57,7 @@ class Command(BaseCommand):
 
     def _restore(self, name: str, only: str | None, force: bool) -> None:
         chosen = backup.find(name)
-        backup.read_manifest(chosen)
+        manifest = backup.read_manifest(chosen)
         if not force and _platform_runs():
             raise CommandError("the platform runs: stop it first, on all machines (or use --force)")
         with _servers() as (database, redis_url):
@@ -69,7 +69,7 @@ class Command(BaseCommand):
                 because = "; ".join(objections)
                 raise CommandError(f"{because}: nothing was restored. --force replaces what is there")
             if targets[0] is not None:
-                backup.restore_postgres(chosen, targets[0])
+                backup.restore_postgres(chosen, manifest, targets[0])
                 self.stdout.write(f"restored PostgreSQL from {chosen}")
             if targets[1] is not None:
                 keys = backup.restore_redis(chosen, targets[1])
