@@ -90,6 +90,9 @@ WORDS = {
     "CAPATAZ_KEEP_EXPIRED_DAYS": "A month, in which somebody may ask why.",
     "ALLOWED_HOSTS": "The host names by which the web process may be addressed.",
     "CSRF_TRUSTED_ORIGINS": "Origins, with scheme, from which forms may be sent through a proxy.",
+    "ENCRYPTION_KEYS": "Keys for [sensitive values](sensitive-values.md), `id:base64` each: the first one "
+    "encrypts, all decrypt. Unset, one is made on first use and kept in `encryption-key` in the data "
+    "directory, but not in production.",
     "SECRET_KEY": "Signs sessions. Unset, one is made on first use and kept in `secret-key` in the data "
     "directory; set it where several machines serve the web.",
     "EMAIL_HOST": "The SMTP server of the `email_notification` handler.",

@@ -91,7 +91,7 @@ def crash(task: RunningTask, payload: Crash) -> dict[str, int]:
     return {"starts": task.starts}
 
 
-@handler("demo.record", payload=Record, time_limit=SLEEPER_LIMIT)
+@handler("demo.record", payload=Record, time_limit=SLEEPER_LIMIT, public=["payload.token"])
 def record(task: RunningTask, payload: Record) -> dict[str, str]:
     """Append ``start <task id> <attempt> <token>`` to a file, and ``end`` after so many seconds.
 

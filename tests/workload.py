@@ -217,3 +217,28 @@ def hang(state: Any, seconds: float) -> Any:
     """Stop the event loop."""
     time.sleep(seconds)
     return ok("awake")
+
+
+class Login(BaseModel):
+    """A login, and what the handler is to do with it."""
+
+    user: str
+    password: str
+    headers: dict[str, str] = {}
+    number: int = 0
+    then: str = "return"
+
+
+@handler(
+    "testing.login",
+    payload=Login,
+    retry=fixed(0.1, attempts=2),
+    sensitive=["payload.password", "payload.headers.*", "payload.number", "result"],
+)
+def log_in(task: RunningTask, login: Login) -> dict[str, Any]:
+    """Show that the values arrive, or fail with all of them in the error."""
+    if login.then == "fail":
+        raise ValueError(f"bad login {login.password!r} {login.headers} {login.number}")
+    if login.then == "invalid":
+        Login.model_validate({"user": 1, "password": [login.password]})
+    return {"session": f"{login.password}-{login.number}", "length": len(login.password), **login.headers}

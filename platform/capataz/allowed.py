@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 
 from environs import ValidationError
 
+from capataz.errors import ConfigurationError
+from capataz.keyring import parse_key
+
 
 def each(rule: Callable[[str], Any]) -> Callable[[list[str]], None]:
     """A list of which every element keeps to ``rule``."""
@@ -33,6 +36,14 @@ def api_url(url: str) -> None:
         raise ValidationError("must not have a login, a query or a fragment")
     if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
         raise ValidationError("must start with https://, or for a loopback address with http://")
+
+
+def encryption_key(text: str) -> None:
+    """A key as the ring takes it."""
+    try:
+        parse_key(text)
+    except ConfigurationError as error:
+        raise ValidationError(str(error)) from None
 
 
 def _is_loopback(host: str) -> bool:

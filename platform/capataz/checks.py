@@ -7,6 +7,8 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 
+from capataz import handlers
+
 
 @register()
 def servers_are_configured(**_: Any) -> list[CheckMessage]:
@@ -25,6 +27,17 @@ def slack_has_a_token(**_: Any) -> list[CheckMessage]:
     if settings.EXTERNAL_SLACK_CHANNELS and not settings.SLACK_TOKEN:
         hint = "set SLACK_TOKEN, or leave EXTERNAL_SLACK_CHANNELS empty"
         return [Error("EXTERNAL_SLACK_CHANNELS needs SLACK_TOKEN", hint=hint, id="capataz.E003")]
+    return []
+
+
+@register()
+def sensitive_values_have_a_key(**_: Any) -> list[CheckMessage]:
+    """Nothing that a handler calls sensitive may have to be refused when somebody submits it."""
+    named = [handler.name for handler in handlers.registered() if handler.sensitive]
+    if named and not settings.ENCRYPTION_KEYS:
+        hint = "set ENCRYPTION_KEYS; `manage.py encryption_key` makes a key"
+        what = f"{', '.join(named)} declare sensitive values, and there is no encryption key"
+        return [Error(what, hint=hint, id="capataz.E004")]
     return []
 
 

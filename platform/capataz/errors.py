@@ -65,3 +65,7 @@ class SoftTimeLimitExceeded(CapatazError):
 
 class ConfigurationError(CapatazError):
     """A setting or a handler's declaration that makes no sense; the message says how to mend it."""
+
+
+class CannotDecrypt(CapatazError):
+    """An encrypted value cannot be read: its key is missing, or it is not what was written there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from capataz import jsontext
 from capataz import priority as priorities
+from capataz import sensitive as sensitivity
 from capataz.errors import ConfigurationError, Fault, InvalidSubmission
 from capataz.policy import Retry, exponential
 
@@ -66,6 +67,7 @@ class Handler(Generic[Payload]):
     soft_time_limit: float | None
     time_limit: float
     exclusive: bool
+    sensitive: sensitivity.Declared
 
     def __call__(self, task: RunningTask, payload: Payload) -> Any:
         """Run the function here and now, without a task."""
@@ -88,6 +90,9 @@ class Handler(Generic[Payload]):
             raise InvalidSubmission([Fault("data", "not_finite", "must not contain NaN or an infinity")])
         if jsontext.has_nul(text):
             raise InvalidSubmission([Fault("data", "nul", "must not contain the character U+0000")])
+        if sensitivity.has_envelope(text):
+            detail = f"must not use the name {sensitivity.ENVELOPE!r}, which marks encrypted values"
+            raise InvalidSubmission([Fault("data", "reserved_name", detail)])
         return text
 
     def load(self, text: str | bytes) -> Payload:
@@ -124,6 +129,8 @@ def handler(
     soft_time_limit: float | None = None,
     time_limit: float = 300,
     exclusive: bool = False,
+    sensitive: Sequence[str] = (),
+    public: Sequence[str] = (),
 ) -> Callable[[Callable[[RunningTask, Any], Any]], Handler[Any]]:
     """Register a function as the handler of tasks of type ``name``.
 
@@ -131,10 +138,16 @@ def handler(
     object is accepted. Limits are seconds. An ``exclusive`` handler is killed by a worker that has been
     cut off from PostgreSQL for so long that its tasks are about to be run elsewhere; without it, a
     partition of the network may let a task run beside its successor until the worker is back.
+    ``sensitive`` values, named by paths such as ``payload.password`` or ``result``, are encrypted in the
+    rows and masked where they are shown; ``public`` ones are shown although their names sound secret.
 
     Raises ConfigurationError for a declaration that makes no sense, or a name that is taken.
     """
     _check_declaration(name, queue, soft_time_limit, time_limit)
+    try:
+        values = sensitivity.Declared(sensitive, public)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"sensitive values of {name!r}: {error}") from None
     try:
         own_priority = priorities.parse(priority)
     except ValueError as error:
@@ -151,6 +164,7 @@ def handler(
             soft_time_limit=soft_time_limit,
             time_limit=time_limit,
             exclusive=exclusive,
+            sensitive=values,
         )
         _registry[name] = made
         for listener in _listeners:
@@ -173,6 +187,12 @@ def find(name: str) -> Handler[Any]:
         known = ", ".join(sorted(_registry))
         detail = f"no handler is registered as {name!r}; known types: {known}"
         raise InvalidSubmission([Fault("type", "unknown_type", detail)]) from None
+
+
+def declared_sensitive(name: str) -> sensitivity.Declared:
+    """What the handler of this name says about sensitive values; nothing where there is none."""
+    known = _registry.get(name)
+    return known.sensitive if known else sensitivity.NOTHING
 
 
 def is_registered(name: str) -> bool:

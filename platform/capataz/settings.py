@@ -6,8 +6,10 @@ start with a message that says how to mend it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from environs import Env, EnvError
 from marshmallow.validate import ContainsOnly, OneOf, Range, Regexp
 
 from capataz import home
-from capataz.allowed import api_url, each
+from capataz.allowed import api_url, each, encryption_key
+from capataz.keyring import new_key
 from capataz.priority import DEFAULT as DEFAULT_PRIORITY
 from capataz.priority import REDIS_STEPS
 from capataz.servers import database_url, django_database, redis_url
@@ -186,6 +189,7 @@ DEBUG = False
 _allowed_hosts: list[str] = env.list("ALLOWED_HOSTS", ["127.0.0.1", "localhost", "[::1]"])
 _trusted_origins: list[str] = env.list("CSRF_TRUSTED_ORIGINS", [])
 _secret_key: str = env.str("SECRET_KEY", "")
+ENCRYPTION_KEYS: list[str] = env.list("ENCRYPTION_KEYS", [], validate=each(encryption_key))
 _email_host: str = env.str("EMAIL_HOST", "127.0.0.1")
 _email_port: int = env.int("EMAIL_PORT", 2525, validate=Range(1, 65535))
 _email_user: str = env.str("EMAIL_USER", "")
@@ -205,7 +209,7 @@ def _in_words(error: EnvError) -> str:
 
 def _quoted(name: str) -> str:
     """A variable with its value, unless that is, or may contain, a secret."""
-    return name if name.endswith(("_TOKEN", "_API_URL")) else f"{name}={os.environ.get(name, '')!r}"
+    return name if name.endswith(("_TOKEN", "_API_URL", "_KEYS")) else f"{name}={os.environ.get(name, '')!r}"
 
 
 try:
@@ -217,27 +221,31 @@ except EnvError as error:
     raise SystemExit(f"Capataz cannot start: {_in_words(error)}") from None
 
 
-def _secret_of_this_installation() -> str:
-    """The key in the data directory, made on first use, so that sessions and tokens outlive a restart."""
-    path = CAPATAZ_DATA_DIR / "secret-key"
+def _kept_secret(name: str, variable: str, made: Callable[[], str]) -> str:
+    """A secret in the data directory, made on first use: what it signs or seals outlives a restart."""
+    path = CAPATAZ_DATA_DIR / name
     try:
         return path.read_text().strip()
     except (FileNotFoundError, PermissionError):
+        new = path.with_name(f".{name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:  # another process was faster
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(made())
+            # Under its name it appears whole, and only the fastest of several processes makes it.
+            with contextlib.suppress(FileExistsError):
+                os.link(new, path)
+            new.unlink()
             return path.read_text().strip()
         except OSError as error:
-            hint = "set CAPATAZ_HOME to a directory of your own, or set SECRET_KEY"
-            raise SystemExit(f"Capataz cannot start: no secret key in {path}: {error}; {hint}") from None
-        with os.fdopen(descriptor, "w") as file:
-            key = secrets.token_urlsafe(48)
-            file.write(key)
-        return key
+            hint = f"set CAPATAZ_HOME to a directory of your own, or set {variable}"
+            raise SystemExit(f"Capataz cannot start: no secret in {path}: {error}; {hint}") from None
 
 
-SECRET_KEY = _secret_key or _secret_of_this_installation()
+SECRET_KEY = _secret_key or _kept_secret("secret-key", "SECRET_KEY", lambda: secrets.token_urlsafe(48))
+if not ENCRYPTION_KEYS and APP_ENV != "production":
+    ENCRYPTION_KEYS = [_kept_secret("encryption-key", "ENCRYPTION_KEYS", lambda: new_key("first"))]
 ALLOWED_HOSTS = _allowed_hosts
 CSRF_TRUSTED_ORIGINS = _trusted_origins
 

@@ -16,6 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from capataz.api.schemas import TaskItem, TaskOut
+from capataz.keyring import new_key
 from capataz.lifecycle.submission import Submission, submit, submit_many
 from capataz.models import Attempt, Event, Task, Worker
 from tests.api.conftest import Caller
@@ -188,3 +189,26 @@ def test_empty_bodies_are_welcome(operator: Caller) -> None:
     task = submit("demo.echo")
     assert read(operator.post(f"/tasks/{task.pk}/cancel", {}))["status"] == "cancelled"
     assert read(operator.post(f"/tasks/{task.pk}/retry", {}))["status"] == "pending"
+
+
+def test_secrets_are_masked_for_all_and_shown_to_an_admin_who_asks(client_as):
+    task = submit("testing.login", {"user": "ann", "password": "hunter2", "headers": {"X": "y"}})
+    shown = {"user": "ann", "password": "[masked]", "headers": {"X": "[masked]"}}
+    address = f"/tasks/{task.pk}"
+    for role in ("viewer", "producer", "operator", "admin"):
+        caller = client_as(role)
+        assert caller.get(address).json()["data"] == shown
+        assert caller.get("/tasks").json()["items"][0]["data"] == shown
+        if role != "admin":
+            refused = caller.get(f"{address}?reveal=true")
+            assert refused.status_code == 403 and "hunter2" not in refused.content.decode()
+    assert not Event.objects.filter(kind="task.revealed").exists()
+    assert client_as("admin").get(f"{address}?reveal=true").json()["data"]["password"] == "hunter2"
+    assert Event.objects.get(kind="task.revealed").detail["by"] == "token test admin"
+
+
+def test_a_secret_whose_key_is_gone_is_a_problem_that_says_so(client_as, settings):
+    task = submit("testing.login", {"user": "ann", "password": "hunter2"})
+    settings.ENCRYPTION_KEYS = [new_key("other")]
+    answered = client_as("admin").get(f"/tasks/{task.pk}?reveal=true")
+    assert answered.status_code == 409 and answered.json()["code"] == "cannot_decrypt"

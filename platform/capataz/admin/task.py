@@ -6,17 +6,22 @@ import json
 from typing import Any
 
 from django.contrib import admin
+from django.db import transaction
 from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from capataz import sensitive
 from capataz.admin import outcome_of_action
 from capataz.admin.filters import PriorityFilter, QueueFilter, StateFilter, TypeFilter
 from capataz.admin.paging import ReadOnlyAdmin
-from capataz.lifecycle import cancellation, retry
-from capataz.models import Attempt, Task, Worker
+from capataz.errors import CannotDecrypt
+from capataz.handlers import declared_sensitive
+from capataz.lifecycle import cancellation, notes, retry
+from capataz.models import Attempt, Role, Task, Worker
+from capataz.models.membership import role_of
 
 MOST_ATTEMPTS = 100
 
@@ -26,7 +31,7 @@ TIMES = (
     *("created_at", "run_at", "expires_at", "started_at", "finished_at", "ran_for"),
     *("cancel_requested_at", "soft_time_limit", "time_limit"),
 )
-WORK = ("shown_payload", "progress", "progress_message", "shown_result", "shown_error")
+WORK = ("secrets", "shown_payload", "progress", "progress_message", "shown_result", "shown_error")
 ATTEMPTS = ("history", "attempts", "max_attempts", "losses", "worker_losses", "orphaned", "given_back")
 DISPATCH = ("run", "released_at", "verify_at", "publishes")
 
@@ -60,6 +65,7 @@ class TaskAdmin(ReadOnlyAdmin):
         "obstacle",
         "worker_name",
         "ran_for",
+        "secrets",
         "shown_payload",
         "shown_result",
         "shown_error",
@@ -80,6 +86,18 @@ class TaskAdmin(ReadOnlyAdmin):
         if not term:
             return queryset, False
         return queryset.filter(pk__in=Task.objects.called(term).values("pk")), False
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Task | None:
+        """The task, with its secrets if an admin asks for them; that leaves an event."""
+        task: Task | None = super().get_object(request, object_id, from_field)
+        if task is None or role_of(request.user) != Role.ADMIN:
+            return task
+        task.may_be_revealed = True  # type: ignore[attr-defined]
+        if request.method == "GET" and "reveal" in request.GET:
+            with transaction.atomic():
+                notes.tell("task.revealed", task=task, by=outcome_of_action.operator(request))
+                task.revealed = True  # type: ignore[attr-defined]
+        return task
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """Whether this person may cancel and retry."""
@@ -133,15 +151,24 @@ class TaskAdmin(ReadOnlyAdmin):
         """How long the last attempt ran."""
         return "-" if task.run_time is None else f"{task.run_time.total_seconds():.3f} s"
 
+    @admin.display(description="secrets")
+    def secrets(self, task: Task) -> SafeString | str:
+        """Whether they are masked, and for whom it may be the way to see them."""
+        if getattr(task, "revealed", False):
+            return "revealed, and noted in the events"
+        if getattr(task, "may_be_revealed", False):
+            return format_html('masked; <a href="?reveal=1">reveal them</a>, which is noted')
+        return "masked"
+
     @admin.display(description="payload")
     def shown_payload(self, task: Task) -> SafeString:
         """The payload, indented."""
-        return _json(task.payload)
+        return _json(_shown(task, task.payload, sensitive.PAYLOAD))
 
     @admin.display(description="result")
     def shown_result(self, task: Task) -> SafeString:
         """The result, indented."""
-        return _json(task.result)
+        return _json(_shown(task, task.result, sensitive.RESULT))
 
     @admin.display(description="error")
     def shown_error(self, task: Task) -> SafeString:
@@ -157,6 +184,15 @@ class TaskAdmin(ReadOnlyAdmin):
         )
         cards = [{"attempt": each, "worker": names.get(each.worker_id, each.worker_id)} for each in attempts]
         return render_to_string("admin/capataz/task/attempts.html", {"cards": cards})
+
+
+def _shown(task: Task, value: Any, column: str) -> Any:
+    if not getattr(task, "revealed", False):
+        return sensitive.masked(value, declared_sensitive(task.type), column)
+    try:
+        return sensitive.opened(value, column, task.pk)
+    except CannotDecrypt as error:
+        return f"This cannot be shown: {error}."
 
 
 def _json(value: Any) -> SafeString:

@@ -30,7 +30,7 @@ from django.http.request import RawPostDataException
 from django.views import defaults
 from ninja.errors import HttpError, ValidationError
 
-from capataz.errors import Conflict, Fault, IllegalMove, InvalidSubmission, QueueFull
+from capataz.errors import CannotDecrypt, Conflict, Fault, IllegalMove, InvalidSubmission, QueueFull
 
 CONTENT_TYPE = "application/problem+json"
 API_PATHS = ("/api/", "/health")
@@ -255,6 +255,7 @@ _TRANSLATIONS: Sequence[tuple[Any, Callable[[Any], Problem]]] = (
     (IllegalMove, lambda error: Problem(409, "illegal_move", str(error))),
     (Conflict, lambda error: Problem(409, "conflict", str(error))),
     (QueueFull, _queue_full),
+    (CannotDecrypt, lambda error: Problem(409, "cannot_decrypt", f"This cannot be shown: {error}.")),
     (HttpError, _http_error),
     (Http404, _constant(404, "not_found", "There is nothing at this address.")),
     (PermissionDenied, _constant(403, "forbidden", "This is not allowed.")),

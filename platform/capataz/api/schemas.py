@@ -327,6 +327,7 @@ class TypeOut(Answer):
     priority: int
     retry: RetryOut
     limits: LimitsOut
+    sensitive: Annotated[list[str], Field(description="Paths of values that are encrypted and masked.")]
     payload_schema: Annotated[dict[str, Any], Field(description="JSON Schema of data.")]
 
 

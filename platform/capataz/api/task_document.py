@@ -6,7 +6,9 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from capataz import sensitive
 from capataz.api.wire import milliseconds, moment
+from capataz.handlers import declared_sensitive
 from capataz.models import Attempt, Task, Worker
 from capataz.states import State
 
@@ -14,15 +16,16 @@ from capataz.states import State
 MOST_ATTEMPTS = 1000
 
 
-def of_one(task: Task) -> dict[str, Any]:
-    """The task with its attempts: ``schemas.TaskOut``."""
+def of_one(task: Task, *, revealed: bool = False) -> dict[str, Any]:
+    """The task with its attempts: ``schemas.TaskOut``. Secrets are masked unless ``revealed``."""
     attempts = Attempt.objects.filter(task_id=task.pk)
-    shown = list(attempts.order_by("-id")[:MOST_ATTEMPTS])[::-1]
-    first = 1 if len(shown) < MOST_ATTEMPTS else attempts.count() - MOST_ATTEMPTS + 1
-    names = _names_of([task.worker_id, *(attempt.worker_id for attempt in shown)])
-    last = shown[-1] if shown else None
-    cards = [_card(number, attempt, names) for number, attempt in enumerate(shown, first)]
-    return {**_document(task, last, names), "obstacle": task.obstacle(), "attempts": cards}
+    latest = list(attempts.order_by("-id")[:MOST_ATTEMPTS])[::-1]
+    first = 1 if len(latest) < MOST_ATTEMPTS else attempts.count() - MOST_ATTEMPTS + 1
+    names = _names_of([task.worker_id, *(attempt.worker_id for attempt in latest)])
+    last = latest[-1] if latest else None
+    cards = [_card(number, attempt, names) for number, attempt in enumerate(latest, first)]
+    shown = _opened(task) if revealed else {}
+    return {**_document(task, last, names), **shown, "obstacle": task.obstacle(), "attempts": cards}
 
 
 def of_many(tasks: Sequence[Task]) -> list[dict[str, Any]]:
@@ -35,6 +38,7 @@ def of_many(tasks: Sequence[Task]) -> list[dict[str, Any]]:
 def _document(task: Task, last: Attempt | None, names: dict[int, str]) -> dict[str, Any]:
     holder = task.worker_id if task.worker_id is not None else last.worker_id if last else None
     worker = names.get(holder) if holder is not None else None
+    declared = declared_sensitive(task.type)
     return {
         "id": str(task.pk),
         "key": task.key,
@@ -43,8 +47,8 @@ def _document(task: Task, last: Attempt | None, names: dict[int, str]) -> dict[s
         "state": task.state,
         "priority": task.priority,
         "queue": task.queue,
-        "data": task.payload,
-        "result": task.result,
+        "data": sensitive.masked(task.payload, declared, sensitive.PAYLOAD),
+        "result": sensitive.masked(task.result, declared, sensitive.RESULT),
         "error": task.error,
         "retries": _retries(task),
         "losses": task.losses,
@@ -60,6 +64,13 @@ def _document(task: Task, last: Attempt | None, names: dict[int, str]) -> dict[s
         "progress": task.progress,
         "progressMessage": task.progress_message,
         "maxAttempts": task.max_attempts,
+    }
+
+
+def _opened(task: Task) -> dict[str, Any]:
+    return {
+        "data": sensitive.opened(task.payload, sensitive.PAYLOAD, task.pk),
+        "result": sensitive.opened(task.result, sensitive.RESULT, task.pk),
     }
 
 

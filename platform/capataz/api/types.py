@@ -45,5 +45,6 @@ def _document(handler: Handler[Any]) -> dict[str, Any]:
             "softMs": None if handler.soft_time_limit is None else round(handler.soft_time_limit * 1000),
             "hardMs": round(handler.time_limit * 1000),
         },
+        "sensitive": handler.sensitive.paths,
         "payloadSchema": handler.payload.json_schema(by_alias=True),
     }

@@ -12,7 +12,7 @@ import psycopg
 from django.conf import settings
 from django.db import transaction
 
-from capataz import database, handlers
+from capataz import database, handlers, sensitive
 from capataz import priority as priorities
 from capataz.errors import Conflict, Fault, InvalidSubmission, QueueFull
 from capataz.handlers import MAX_TIME_LIMIT, Handler
@@ -148,13 +148,14 @@ def _row(given: Submission) -> _Row:
     if faults:
         raise InvalidSubmission(faults)
     own_id = _as_uuid(given.key)
+    task_id = own_id or new_task_id()
     return _Row(
-        id=own_id or new_task_id(),
+        id=task_id,
         key=None if own_id else given.key,
         type=known.name,
         queue=given.queue or known.queue,
         priority=known.priority if given.priority is None else priorities.parse(given.priority),
-        payload=payload,
+        payload=sensitive.seal(payload, known.sensitive, sensitive.PAYLOAD, task_id),
         max_attempts=given.max_attempts or known.retry.attempts,
         run_at=given.run_at,
         delay=given.delay or 0.0,
@@ -250,10 +251,23 @@ def _same_tasks(rows: list[_Row]) -> list[uuid.UUID]:
     columns = {name: [getattr(row, name) for row in rows] for name in ("id", "key", "type", "payload")}
     with psycopg.Cursor(database.driver()) as cursor:
         found: dict[int, uuid.UUID] = dict(cursor.execute(statement("same_tasks"), columns).fetchall())
+        for place, row in enumerate(rows, start=1):
+            if place not in found and handlers.declared_sensitive(row.type).touches(sensitive.PAYLOAD):
+                found.update((place, task_id) for task_id in _same_when_opened(cursor, row))
     for place, row in enumerate(rows, start=1):
         if place not in found:
             raise Conflict(f"the id {row.key or row.id} is taken by another task")
     return [found[place] for place in range(1, len(rows) + 1)]
+
+
+def _same_when_opened(cursor: psycopg.Cursor[Any], row: _Row) -> Iterator[uuid.UUID]:
+    """The task that holds this row's id, if it has the same payload. Encrypted, no two look the same."""
+    named = {"id": row.id, "key": row.key, "type": row.type}
+    for task_id, payload in cursor.execute(statement("payload_of_same"), named).fetchall():
+        theirs = sensitive.opened_text(payload, sensitive.PAYLOAD, task_id)
+        mine = sensitive.opened_text(row.payload, sensitive.PAYLOAD, row.id)
+        if cursor.execute("SELECT %s::jsonb = %s::jsonb", [theirs, mine]).fetchone() == (True,):
+            yield task_id
 
 
 def from_celery(handler: Handler[Any], args: Any, kwargs: Any, options: Mapping[str, Any]) -> Task:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import sys
 import time
 import traceback as tracebacks
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from billiard.compat import mem_rss
 from celery import current_app, signals
 from django.conf import settings
 from django.db import connections
+from pydantic import ValidationError
 
-from capataz import jsontext
-from capataz.errors import Discard, SoftTimeLimitExceeded, TaskCancelled
+from capataz import jsontext, sensitive
+from capataz.errors import CannotDecrypt, Discard, SoftTimeLimitExceeded, TaskCancelled
 from capataz.handlers import Handler, RunningTask, find
 from capataz.worker.channel import Channel
 
@@ -115,11 +117,13 @@ def _outcome(handler: Handler[Any], serial: int, index: int, item: tuple[Any, ..
     except BaseException as error:
         if terminate_handler_fired():
             _die_of_sigterm()
-        return _failure(error)
+        return _failure(error, _scrubber(handler, item))
     finally:
         _leave_no_transaction()
     try:
-        return SUCCEEDED, jsontext.dumps(value, limit=settings.MAX_RESULT), None, None, True
+        text = jsontext.dumps(value, limit=settings.MAX_RESULT)
+        result = sensitive.seal(text, handler.sensitive, sensitive.RESULT, uuid.UUID(bytes=item[0]))
+        return SUCCEEDED, result, None, None, True
     except ValueError as error:
         return FAILED, None, f"the result cannot be stored: {error}", None, True
 
@@ -134,7 +138,8 @@ def _call(handler: Handler[Any], serial: int, index: int, item: tuple[Any, ...])
         report_progress=lambda percent, message: _report_progress(serial, index, percent, message),
     )
     with _celery_context(handler, running) as context:
-        value = handler.function(running, handler.load(payload))
+        data = sensitive.opened_text(payload, sensitive.PAYLOAD, running.id)
+        value = handler.function(running, handler.load(data))
         context["retval"] = asyncio.run(value) if asyncio.iscoroutine(value) else value
         context["state"] = "SUCCESS"
     return context["retval"]
@@ -164,20 +169,46 @@ def _celery_context(handler: Handler[Any], running: RunningTask) -> Iterator[dic
         task.pop_request()
 
 
-def _failure(error: BaseException) -> tuple[Any, ...]:
-    text = jsontext.printable(_describe(error), ERROR_LENGTH)
+def _failure(error: BaseException, scrub: Callable[[str], str]) -> tuple[Any, ...]:
+    said = _describe(error)
     lines = "".join(tracebacks.format_exception(error, limit=-30))
+    for each in _with_causes(error):
+        if isinstance(each, ValidationError):  # its own text has shortened values in it
+            lines = lines.replace(str(each), _describe(each))
+    text = jsontext.printable(scrub(said), ERROR_LENGTH)
     how = INTERRUPTED if isinstance(error, TaskCancelled) else FAILED
-    return how, None, text, jsontext.printable(lines, TRACEBACK_LENGTH), not isinstance(error, Discard)
+    return how, None, text, jsontext.printable(scrub(lines), TRACEBACK_LENGTH), not isinstance(error, Discard)
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception and those that a traceback shows before it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _describe(error: BaseException) -> str:
     if isinstance(error, SoftTimeLimitExceeded):
         return str(error)
     try:
+        if isinstance(error, ValidationError):
+            faults = error.errors(include_url=False, include_context=False, include_input=False)
+            said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in faults)
+            return f"{type(error).__name__}: {said}"
         return f"{type(error).__name__}: {error}"
     except Exception:
         return f"{type(error).__name__} (its text cannot be shown)"
+
+
+def _scrubber(handler: Handler[Any], item: tuple[Any, ...]) -> Callable[[str], str]:
+    """Takes the secrets of this task's payload out of what is said about its failure."""
+    try:
+        payload = json.loads(sensitive.opened_text(item[1], sensitive.PAYLOAD, uuid.UUID(bytes=item[0])))
+    except (CannotDecrypt, ValueError):  # then the handler has not seen any either
+        return lambda text: text
+    return sensitive.scrubber(payload, handler.sensitive)
 
 
 def _report_progress(serial: int, index: int, percent: int, message: str) -> None:

@@ -8,7 +8,7 @@ from celery import states as celery_states
 from celery.exceptions import TaskRevokedError
 from django_celery_results.backends.database import DatabaseBackend
 
-from capataz import handlers
+from capataz import handlers, sensitive
 from capataz.models import Attempt, Task
 from capataz.states import State
 
@@ -52,7 +52,7 @@ def _own_task(task_id: str) -> Task | None:
 
 def _meta(task: Task) -> dict[str, Any]:
     state = _CELERY_STATE[State(task.state)]
-    result: Any = task.result
+    result: Any = sensitive.opened(task.result, sensitive.RESULT, task.pk)
     if state in celery_states.EXCEPTION_STATES:
         kind = TaskRevokedError if state == celery_states.REVOKED else TaskFailed
         result = kind(task.error or task.state)
