@@ -22,6 +22,7 @@ TYPE_NAME = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 QUEUE_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
 MAX_TIME_LIMIT = 24 * 3600.0
+SUBMITTING_ROLES = ("producer", "operator", "admin")
 
 Payload = TypeVar("Payload")
 
@@ -68,6 +69,7 @@ class Handler(Generic[Payload]):
     time_limit: float
     exclusive: bool
     sensitive: sensitivity.Declared
+    role: str
 
     def __call__(self, task: RunningTask, payload: Payload) -> Any:
         """Run the function here and now, without a task."""
@@ -131,6 +133,7 @@ def handler(
     exclusive: bool = False,
     sensitive: Sequence[str] = (),
     public: Sequence[str] = (),
+    role: str = "producer",
 ) -> Callable[[Callable[[RunningTask, Any], Any]], Handler[Any]]:
     """Register a function as the handler of tasks of type ``name``.
 
@@ -140,10 +143,13 @@ def handler(
     partition of the network may let a task run beside its successor until the worker is back.
     ``sensitive`` values, named by paths such as ``payload.password`` or ``result``, are encrypted in the
     rows and masked where they are shown; ``public`` ones are shown although their names sound secret.
+    ``role`` is the least that a caller of the API needs for submitting: producer, operator or admin.
 
     Raises ConfigurationError for a declaration that makes no sense, or a name that is taken.
     """
     _check_declaration(name, queue, soft_time_limit, time_limit)
+    if role not in SUBMITTING_ROLES:
+        raise ConfigurationError(f"role of {name!r} must be one of {', '.join(SUBMITTING_ROLES)}")
     try:
         values = sensitivity.Declared(sensitive, public)
     except ConfigurationError as error:
@@ -165,6 +171,7 @@ def handler(
             time_limit=time_limit,
             exclusive=exclusive,
             sensitive=values,
+            role=role,
         )
         _registry[name] = made
         for listener in _listeners:

@@ -38,7 +38,7 @@ COMES_FROM: dict[State, frozenset[State]] = {
     State.RETRYING: HELD,
     State.SUCCEEDED: HELD,
     State.DEAD: HELD,
-    State.CANCELLED: UNFINISHED,
+    State.CANCELLED: UNFINISHED | {State.DEAD},
     State.EXPIRED: frozenset({State.SCHEDULED, State.BLOCKED, State.QUEUED, State.RETRYING}),
 }
 """The states from which each state may be reached. A new task starts scheduled, blocked or queued."""

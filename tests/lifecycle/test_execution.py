@@ -461,6 +461,7 @@ def hot_statements(worker_id: int, count: int) -> dict[str, dict[str, Any]]:
         "outcomes": ["succeeded"],
         "started_ago": [1.0],
         "counted": [False],
+        "causes": [None],
         **same,
     }
     return {

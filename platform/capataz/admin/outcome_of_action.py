@@ -8,7 +8,7 @@ from typing import Any
 from django.contrib import admin, messages
 from django.http import HttpRequest
 
-from capataz.errors import IllegalMove
+from capataz.errors import CapatazError
 
 
 def apply(
@@ -24,7 +24,7 @@ def apply(
         try:
             verb(row)
             moved += 1
-        except IllegalMove as refusal:
+        except CapatazError as refusal:
             refusals.append(str(refusal))
     if moved:
         model_admin.message_user(request, f"{moved} {done}.", messages.SUCCESS)

@@ -19,7 +19,7 @@ from capataz.admin.filters import PriorityFilter, QueueFilter, StateFilter, Type
 from capataz.admin.paging import ReadOnlyAdmin
 from capataz.errors import CannotDecrypt
 from capataz.handlers import declared_sensitive
-from capataz.lifecycle import cancellation, notes, retry
+from capataz.lifecycle import cancellation, discarding, notes, replay, retry
 from capataz.models import Attempt, Role, Task, Worker
 from capataz.models.membership import role_of
 
@@ -31,7 +31,16 @@ TIMES = (
     *("created_at", "run_at", "expires_at", "started_at", "finished_at", "ran_for"),
     *("cancel_requested_at", "soft_time_limit", "time_limit"),
 )
-WORK = ("secrets", "shown_payload", "progress", "progress_message", "shown_result", "shown_error")
+WORK = (
+    "secrets",
+    "shown_payload",
+    "progress",
+    "progress_message",
+    "shown_result",
+    "shown_error",
+    "cause",
+    "replay_of",
+)
 ATTEMPTS = ("history", "attempts", "max_attempts", "losses", "worker_losses", "orphaned", "given_back")
 DISPATCH = ("run", "released_at", "verify_at", "publishes")
 
@@ -49,7 +58,7 @@ class TaskAdmin(ReadOnlyAdmin):
     sortable_by = ()  # only the order by id has an index
     search_fields = ("id",)
     search_help_text = "The exact id of a task, or the id that its client gave it."
-    actions = ("cancel", "retry")
+    actions = ("cancel", "retry", "replay", "discard")
     fieldsets = (
         (None, {"fields": IDENTITY}),
         ("Times", {"fields": TIMES}),
@@ -120,6 +129,24 @@ class TaskAdmin(ReadOnlyAdmin):
         """Queue them again."""
         by = outcome_of_action.operator(request)
         outcome_of_action.apply(self, request, tasks, lambda task: retry.retry(task, by=by), "queued again")
+
+    @admin.action(description="Replay the selected tasks, as new ones", permissions=["operate"])
+    def replay(self, request: HttpRequest, tasks: QuerySet[Task]) -> None:
+        """Do ended tasks again, each as a new one."""
+        by = outcome_of_action.operator(request)
+        outcome_of_action.apply(self, request, tasks, lambda task: replay.replay(task, by=by), "replayed")
+
+    @admin.action(description="Discard the selected dead letters", permissions=["operate"])
+    def discard(self, request: HttpRequest, tasks: QuerySet[Task]) -> None:
+        """Nobody needs to look at them again."""
+        by = outcome_of_action.operator(request)
+        outcome_of_action.apply(
+            self,
+            request,
+            tasks,
+            lambda task: discarding.discard(task, reason="admin", by=by),
+            "taken out of the dead letters",
+        )
 
     @admin.display(description="ID")
     def short_id(self, task: Task) -> SafeString:

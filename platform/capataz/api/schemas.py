@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
@@ -28,11 +29,14 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from capataz import priority as priorities
 from capataz.handlers import QUEUE_NAME, TYPE_NAME
 from capataz.lifecycle import submission
+from capataz.lifecycle.selection import Selection
 from capataz.lifecycle.submission import Submission
 from capataz.models.queue import HIGHEST_LIMIT
 
 MOST_TASKS = 50_000
 MOST_ITEMS = 200
+# What an address below that of a task ends in.
+BELOW_A_TASK = ("/cancel", "/retry", "/replay", "/discard", "/logs")
 
 # --- Requests -----------------------------------------------------------------------------------------
 
@@ -46,8 +50,9 @@ def _text(value: Any) -> Any:
 
 def _addressable(name: str) -> str:
     """An id under which the task can be found again: not the address of something else."""
-    if name == "bulk" or name.endswith(("/cancel", "/retry")):
-        raise PydanticCustomError("bad_id", "must neither be 'bulk' nor end in /cancel or /retry")
+    if name == "bulk" or name.endswith(BELOW_A_TASK):
+        detail = f"must neither be 'bulk' nor end in {', '.join(BELOW_A_TASK)}"
+        raise PydanticCustomError("bad_id", detail)
     return name
 
 
@@ -176,6 +181,33 @@ class ReasonIn(Request):
     reason: Reason = ""
 
 
+class ReplayIn(Request):
+    """What to change when a task is done again; left out, its payload stays as it was."""
+
+    data: Annotated[Any, Field(description="The edited payload.")] = None
+    id: Annotated[
+        Annotated[StrictStr, Field(min_length=1, max_length=255), AfterValidator(_addressable)] | None,
+        Field(description="An id for the new task: replaying again under it returns the first replay."),
+    ] = None
+
+
+class BulkActionIn(Request):
+    """The same action for all tasks of a selection."""
+
+    action: Literal["retry", "replay", "cancel", "discard"]
+    filter: Annotated[Selection, Field(description="Which tasks; at least one condition.")]
+    per_second: Annotated[
+        StrictFloat | None, Field(gt=0, le=100_000, description="At most so many a second.")
+    ] = None
+    preview: Annotated[StrictBool, Field(description="Only say which tasks are meant.")] = False
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Self:
+        if not self.filter.model_fields_set:
+            raise PydanticCustomError("everything", "name at least one condition in filter")
+        return self
+
+
 class LimitIn(Request):
     """How many tasks may wait in a queue: scheduled, retrying, or queued and not claimed."""
 
@@ -253,7 +285,32 @@ class TaskItem(Answer):
     wait_ms: Annotated[int | None, Field(description="From its acceptance to its last start.")]
     progress: Annotated[int | None, Field(description="Percent.")]
     progress_message: str | None
+    eta_ms: Annotated[int | None, Field(description="By its progress, so long until it is done.")]
+    replay_of: Annotated[UUID | None, Field(description="The task that it does again.")]
+    cause: Annotated[str | None, Field(description="What dead tasks are grouped by.")]
     max_attempts: int
+
+
+class BulkActionOut(Answer):
+    """The tasks that a bulk action is meant for, and the task that does it, unless this was a preview."""
+
+    action: str
+    matches: Annotated[int, Field(description="So many tasks now; counted up to 10,000.")]
+    matches_is_exact: bool
+    examples: list[UUID]
+    task: UUID | None
+
+
+class DeadLetterGroupOut(Answer):
+    """Dead tasks of one type that died of the same."""
+
+    type: str
+    cause: Annotated[str | None, Field(description="The exception and where it came from.")]
+    count: int
+    first_at: str
+    last_at: str
+    examples: Annotated[list[UUID], Field(description="The newest.")]
+    error: Annotated[str | None, Field(description="That of the newest.")]
 
 
 class TaskOut(TaskItem):

@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from django.utils import timezone
+
 from capataz import sensitive
 from capataz.api.wire import milliseconds, moment
 from capataz.handlers import declared_sensitive
@@ -63,8 +65,18 @@ def _document(task: Task, last: Attempt | None, names: dict[int, str]) -> dict[s
         "waitMs": milliseconds(task.started_at - task.created_at) if task.started_at else None,
         "progress": task.progress,
         "progressMessage": task.progress_message,
+        "etaMs": _eta(task),
+        "replayOf": str(task.replay_of) if task.replay_of else None,
+        "cause": task.cause,
         "maxAttempts": task.max_attempts,
     }
+
+
+def _eta(task: Task) -> int | None:
+    """What is left, if the rest takes as long as what is done: a guess, and none before the first percent."""
+    if task.state != State.RUNNING or task.started_at is None or not task.progress:
+        return None
+    return milliseconds((timezone.now() - task.started_at) * (100 - task.progress) / task.progress)
 
 
 def _opened(task: Task) -> dict[str, Any]:

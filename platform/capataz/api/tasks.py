@@ -10,6 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from ninja import Body, Query, Router
 from ninja.responses import codes_4xx
 
+from capataz import handlers
 from capataz.api import pages, task_document
 from capataz.api.auth import Allows, Caller
 from capataz.api.body import BULK_URL_NAME
@@ -20,6 +21,7 @@ from capataz.api.schemas import (
     NothingIn,
     ProblemOut,
     ReasonIn,
+    ReplayIn,
     TaskFilter,
     TaskIn,
     TaskOut,
@@ -27,7 +29,8 @@ from capataz.api.schemas import (
 )
 from capataz.api.wire import answer
 from capataz.errors import Fault, IllegalMove, InvalidSubmission
-from capataz.lifecycle import cancellation, notes
+from capataz.lifecycle import cancellation, discarding, notes
+from capataz.lifecycle import replay as replaying
 from capataz.lifecycle import retry as retrying
 from capataz.lifecycle.submission import submit_many
 from capataz.models import Role, Task
@@ -47,6 +50,7 @@ class CallerRequest(HttpRequest):
 @router.post("/tasks", auth=Allows(Role.PRODUCER), response={202: TaskOut, codes_4xx: ProblemOut})
 def submit(request: CallerRequest, task: TaskIn) -> HttpResponse:
     """Accept one task. Its data is checked against the schema of its type."""
+    _may_submit(request.auth, task.type)
     [task_id] = submit_many([task.submission(request.auth.name)])
     document = task_document.of_one(Task.objects.get(pk=task_id))
     return answer(document, 202, {"Location": f"{request.path}/{task_id}"})
@@ -61,6 +65,8 @@ def submit(request: CallerRequest, task: TaskIn) -> HttpResponse:
 def submit_bulk(request: CallerRequest, bulk: BulkIn) -> HttpResponse:
     """Accept many tasks at once: all of them, or none and every fault."""
     by = request.auth.name
+    for task_type in {task.type for task in bulk.tasks}:
+        _may_submit(request.auth, task_type)
     try:
         ids = submit_many([task.submission(by) for task in bulk.tasks])
     except InvalidSubmission as error:
@@ -105,6 +111,29 @@ def retry(
     return _act(task_id, lambda task: retrying.retry(task, by=request.auth.name))
 
 
+@router.post(
+    "/tasks/{path:task_id}/replay", auth=Allows(Role.OPERATOR), response={202: TaskOut, codes_4xx: ProblemOut}
+)
+def replay(
+    request: CallerRequest, task_id: str, edited: Annotated[ReplayIn | None, Body()] = None
+) -> HttpResponse:
+    """Do an ended task again as a new one, linked to it, with its payload or an edited one."""
+    task = _find(task_id)
+    _may_submit(request.auth, task.type)
+    data = edited.data if edited and "data" in edited.model_fields_set else replaying.AS_IT_WAS
+    new = replaying.replay(task, data=data, key=edited.id if edited else None, by=request.auth.name)
+    return answer(task_document.of_one(new), 202, {"Location": _address(request, new)})
+
+
+@router.post("/tasks/{path:task_id}/discard", auth=Allows(Role.OPERATOR), response=ONE)
+def discard(
+    request: CallerRequest, task_id: str, why: Annotated[ReasonIn | None, Body()] = None
+) -> HttpResponse:
+    """Take a dead task out of the dead letters: it is cancelled, and may still be retried."""
+    reason = why.reason if why else ""
+    return _act(task_id, lambda task: discarding.discard(task, reason=reason, by=request.auth.name))
+
+
 @router.get("/tasks/{path:task_id}", auth=Allows(Role.VIEWER), response=ONE)
 def read(request: CallerRequest, task_id: str, reveal: bool = False) -> HttpResponse:
     """One task, by its id or by the id that the client gave it.
@@ -120,6 +149,19 @@ def read(request: CallerRequest, task_id: str, reveal: bool = False) -> HttpResp
         task = _find(task_id)
         notes.tell("task.revealed", task=task, by=request.auth.name)
         return answer(task_document.of_one(task, revealed=True))
+
+
+def _may_submit(caller: Caller, task_type: str) -> None:
+    """Raises Problem 403 if this type needs a higher role. One that does not exist is found later."""
+    needed = Role(handlers.find(task_type).role) if handlers.is_registered(task_type) else Role.PRODUCER
+    if not caller.role.includes(needed):
+        detail = f"Submitting {task_type} needs the role {needed.value}; you have {caller.role.value}."
+        raise Problem(403, "forbidden", detail)
+
+
+def _address(request: CallerRequest, task: Task) -> str:
+    """Where a task that was made below another one's address is found."""
+    return f"{request.path.partition('/tasks/')[0]}/tasks/{task.pk}"
 
 
 def _find(task_id: str) -> Task:

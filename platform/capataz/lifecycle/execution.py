@@ -52,6 +52,7 @@ class Finish:
     ended_ago: float = 0.0
     delay: float = 0.0
     counted: bool = False
+    cause: str | None = None
 
 
 def claim(connection: Connection, worker_id: int, runs: Sequence[tuple[uuid.UUID, int]]) -> list[Grant]:
@@ -90,6 +91,7 @@ def finish(connection: Connection, finishes: Sequence[Finish], *, recorded: bool
         "ended_ago": [each.ended_ago for each in finishes],
         "delays": [each.delay for each in finishes],
         "counted": [each.counted for each in finishes],
+        "causes": [each.cause for each in finishes],
     }
     rows = connection.execute(statement("finish"), columns).fetchall()
     if recorded:

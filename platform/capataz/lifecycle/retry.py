@@ -34,6 +34,7 @@ def retry(task: Task, *, by: str = "") -> Task:
             expires_at=None,
             cancel_requested_at=None,
             error=None,
+            cause=None,
             progress=None,
             progress_message=None,
         )

@@ -60,6 +60,7 @@ class Submission:
     time_limit: float | None = None
     submitted_by: str | None = None
     schedule_id: int | None = None
+    replay_of: uuid.UUID | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class _Row:
     time_limit: float | None
     submitted_by: str | None
     schedule_id: int | None
+    replay_of: uuid.UUID | None
 
 
 def submit(type: str, data: Any = None, **options: Any) -> Task:
@@ -164,6 +166,7 @@ def _row(given: Submission) -> _Row:
         time_limit=given.time_limit,
         submitted_by=given.submitted_by,
         schedule_id=given.schedule_id,
+        replay_of=given.replay_of,
     )
 
 

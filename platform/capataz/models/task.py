@@ -57,6 +57,10 @@ class Task(models.Model):
     result = models.JSONField(null=True, blank=True)
     error = models.TextField(null=True, blank=True, help_text="Why the last attempt failed.")
 
+    cause = models.CharField(
+        max_length=160, null=True, blank=True, help_text="What dead letters are grouped by."
+    )
+
     attempts = models.SmallIntegerField(db_default=0, help_text="Attempts that failed or succeeded.")
     max_attempts = models.SmallIntegerField(db_default=1)
     losses = models.SmallIntegerField(db_default=0, help_text="Own processes that died running it.")
@@ -85,6 +89,7 @@ class Task(models.Model):
     progress_message = models.CharField(max_length=200, null=True, blank=True)
     submitted_by = models.CharField(max_length=100, null=True, blank=True)
     schedule_id = models.BigIntegerField(null=True, blank=True)
+    replay_of = models.UUIDField(null=True, blank=True, help_text="The task that it does again.")
 
     objects = TaskQuerySet.as_manager()
 
@@ -120,6 +125,10 @@ class Task(models.Model):
                 "expires_at",
                 name="capataz_task_deadline",
                 condition=Q(expires_at__isnull=False, finished_at__isnull=True),
+            ),
+            # Dead letters by what they died of.
+            models.Index(
+                "type", "cause", "finished_at", name="capataz_task_cause", condition=Q(state="dead")
             ),
             # Those of one queue, for its limit.
             models.Index(

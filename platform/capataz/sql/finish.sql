@@ -12,9 +12,10 @@ WITH outcome AS (
       FROM unnest(
           %(ids)s::uuid[], %(runs)s::bigint[], %(states)s::text[], %(outcomes)s::text[],
           %(results)s::text[], %(errors)s::text[], %(tracebacks)s::text[],
-          %(started_ago)s::float8[], %(ended_ago)s::float8[], %(delays)s::float8[], %(counted)s::bool[]
+          %(started_ago)s::float8[], %(ended_ago)s::float8[], %(delays)s::float8[], %(counted)s::bool[],
+          %(causes)s::text[]
       ) AS given (
-          id, run, state, outcome, result, error, traceback, started_ago, ended_ago, delay, counted
+          id, run, state, outcome, result, error, traceback, started_ago, ended_ago, delay, counted, cause
       )
 ), held AS (
     SELECT task.id, task.run, task.worker_id, coalesce(task.run_at, task.created_at) AS due_at,
@@ -28,6 +29,7 @@ WITH outcome AS (
        SET state = held.state,
            result = outcome.result::jsonb,
            error = CASE WHEN outcome.outcome = 'given_back' THEN task.error ELSE outcome.error END,
+           cause = CASE WHEN held.state = 'dead' THEN outcome.cause END,
            attempts = task.attempts + (outcome.outcome IN ('succeeded', 'failed'))::int,
            losses = task.losses + (outcome.outcome = 'lost' AND outcome.started_ago IS NOT NULL)::int,
            given_back = task.given_back + outcome.counted::int,

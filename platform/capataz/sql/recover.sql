@@ -31,6 +31,7 @@ WITH held AS (
            error = CASE WHEN fate.state = 'dead'
                         THEN format('quarantined after %%s deaths of its worker', fate.deaths)
                         WHEN fate.ran THEN 'its worker died' ELSE task.error END,
+           cause = CASE WHEN fate.state = 'dead' THEN 'its worker died' END,
            run = NULL, worker_id = NULL, released_at = NULL, verify_at = NULL, publishes = 0
       FROM fate
      WHERE task.id = fate.id

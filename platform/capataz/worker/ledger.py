@@ -23,6 +23,7 @@ import psycopg
 from psycopg import errors as pg
 
 from capataz import handlers
+from capataz.cause import cause_of
 from capataz.database import Connection, Session
 from capataz.lifecycle import execution, presence, wakeup
 from capataz.lifecycle.execution import Finish, Grant
@@ -493,6 +494,7 @@ def to_finish(ended: Ended, now: float) -> Finish:
         ended_ago=max(0.0, now - ended.ended),
         delay=delay,
         counted=ended.counted,
+        cause=cause_of(error, ended.traceback) if state is State.DEAD else None,
     )
 
 
