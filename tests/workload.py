@@ -1,6 +1,7 @@
 """Handlers and plain tasks that tests need and nobody else."""
 
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -242,3 +243,27 @@ def log_in(task: RunningTask, login: Login) -> dict[str, Any]:
     if login.then == "invalid":
         Login.model_validate({"user": 1, "password": [login.password]})
     return {"session": f"{login.password}-{login.number}", "length": len(login.password), **login.headers}
+
+
+class Talk(BaseModel):
+    """What to say, how often, and what to do then."""
+
+    text: str = "hello"
+    lines: int = 1
+    then: str = "return"
+    password: str = ""
+
+
+@handler("testing.talk", payload=Talk, retry=never())
+def talk(task: RunningTask, payload: Talk) -> None:
+    """Say something in every way there is."""
+    log = logging.getLogger(__name__)
+    for number in range(payload.lines):
+        task.log(f"{payload.text} {number}", level="debug")
+    log.info("said by %s, with %s", __name__, payload.password)
+    logging.getLogger("some.library").warning("beware")
+    if payload.then == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if payload.then == "fail":
+        log.exception("an exception %s", ValueError("x"))
+        raise ValueError("failed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,12 @@ TYPE_NAME = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 QUEUE_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
 MAX_TIME_LIMIT = 24 * 3600.0
+LOG_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
 SUBMITTING_ROLES = ("producer", "operator", "admin")
 
 Payload = TypeVar("Payload")
@@ -40,6 +47,7 @@ class RunningTask:
     attempt: int
     starts: int
     report_progress: Callable[[int, str], None] = lambda percent, message: None
+    report_log: Callable[[int, str], None] = lambda level, message: None
 
     def progress(self, percent: int, message: str = "") -> None:
         """Tell the outside how far the work is: 0 to 100 percent, and a line of at most 200 characters.
@@ -49,6 +57,17 @@ class RunningTask:
         if not 0 <= percent <= 100:
             raise ValueError(f"progress is 0 to 100 percent, not {percent}")
         self.report_progress(int(percent), message[:200])
+
+    def log(self, message: str, level: str = "info") -> None:
+        """Add a line to the log of this attempt, whatever LOG_LEVEL is: debug, info, warning or error.
+
+        What the handler says through ``logging`` is kept there too, from LOG_LEVEL on.
+
+        Raises ValueError for another level.
+        """
+        if level not in LOG_LEVELS:
+            raise ValueError(f"level must be one of {', '.join(LOG_LEVELS)}, not {level!r}")
+        self.report_log(LOG_LEVELS[level], str(message))
 
 
 @dataclass(frozen=True, eq=False)

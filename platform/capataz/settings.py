@@ -118,6 +118,8 @@ KEEP_SUCCEEDED_DAYS = env.float("CAPATAZ_KEEP_SUCCEEDED_DAYS", 7, validate=Range
 KEEP_DEAD_DAYS = env.float("CAPATAZ_KEEP_DEAD_DAYS", 90, validate=Range(0.001, 36500))
 KEEP_CANCELLED_DAYS = env.float("CAPATAZ_KEEP_CANCELLED_DAYS", 30, validate=Range(0.001, 36500))
 KEEP_EXPIRED_DAYS = env.float("CAPATAZ_KEEP_EXPIRED_DAYS", 30, validate=Range(0.001, 36500))
+# What handlers log, apart from their tasks: it takes the most room, and is missed the least.
+KEEP_TASK_LOGS_DAYS = env.float("CAPATAZ_KEEP_TASK_LOGS_DAYS", 14, validate=Range(0.001, 36500))
 # Roll-ups, which the charts are drawn from: a row for each queue, type and hour.
 KEEP_ROLLUPS_DAYS = env.float("CAPATAZ_KEEP_ROLLUPS_DAYS", 90, validate=Range(0.001, 36500))
 
@@ -325,7 +327,8 @@ LOGGING = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": "WARNING"},
-    "loggers": {"capataz": {"level": _level}, "tasks": {"level": _level}},
+    # Handlers' own packages talk as much as the platform does, libraries only of what is wrong.
+    "loggers": {name.partition(".")[0]: {"level": _level} for name in ["capataz", *CAPATAZ_HANDLERS]},
 }
 
 # --- Celery -------------------------------------------------------------------------------------------

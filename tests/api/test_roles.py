@@ -30,6 +30,7 @@ EXPECTED = {
     ("POST", "/tasks/{path:task_id}/retry"): Role.OPERATOR,
     ("POST", "/tasks/{path:task_id}/replay"): Role.OPERATOR,
     ("POST", "/tasks/{path:task_id}/discard"): Role.OPERATOR,
+    ("GET", "/tasks/{path:task_id}/logs"): Role.VIEWER,
     ("GET", "/dead-letters"): Role.VIEWER,
     ("POST", "/bulk"): Role.OPERATOR,
     ("GET", "/workers"): Role.VIEWER,

@@ -15,10 +15,10 @@ from django.http import HttpResponse
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from capataz.api.schemas import TaskItem, TaskOut
+from capataz.api.schemas import LogPage, TaskItem, TaskOut
 from capataz.keyring import new_key
 from capataz.lifecycle.submission import Submission, submit, submit_many
-from capataz.models import Attempt, Event, Task, Worker
+from capataz.models import Attempt, Event, LogLine, Task, Worker
 from tests.api.conftest import Caller
 
 Problem = Callable[[Any, int], dict[str, Any]]
@@ -212,3 +212,19 @@ def test_a_secret_whose_key_is_gone_is_a_problem_that_says_so(client_as, setting
     settings.ENCRYPTION_KEYS = [new_key("other")]
     answered = client_as("admin").get(f"/tasks/{task.pk}?reveal=true")
     assert answered.status_code == 409 and answered.json()["code"] == "cannot_decrypt"
+
+
+def test_the_log_is_paged_and_can_be_followed(viewer, db):
+    task = submit("demo.echo")
+    moment = timezone.now()
+    for number, level in enumerate([10, 20, 25, 30, 50]):
+        LogLine.objects.create(
+            at=moment, task_id=task.pk, run=7, level=level, logger="x", message=f"{number}"
+        )
+    first = read(viewer.get(f"/tasks/{task.pk}/logs?limit=3"))
+    assert [line["level"] for line in first["items"]] == ["debug", "info", "info"]
+    assert LogPage(**first).items[0].message == "0" and first["items"][0]["run"] == 7
+    rest = read(viewer.get(f"/tasks/{task.pk}/logs?cursor={first['nextCursor']}"))
+    assert [line["level"] for line in rest["items"]] == ["warning", "error"]
+    assert read(viewer.get(f"/tasks/{task.pk}/logs?cursor={rest['nextCursor']}"))["items"] == []
+    assert viewer.get("/tasks/nothing/logs").status_code == 404

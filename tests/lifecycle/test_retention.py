@@ -193,7 +193,8 @@ def test_a_day_whose_rows_came_before_its_partition_stays_where_they_are() -> No
 
 
 @pytest.mark.parametrize("table", PARTITIONED)
-def test_partitions_older_than_the_longest_retention_are_dropped(table: str) -> None:
+def test_partitions_older_than_the_longest_retention_are_dropped(table: str, settings: Any) -> None:
+    settings.KEEP_TASK_LOGS_DAYS = 90
     with connection.cursor() as cursor:
         for days in (-200, -91, -89):
             day = timezone.now().date() + days * DAY
@@ -202,3 +203,17 @@ def test_partitions_older_than_the_longest_retention_are_dropped(table: str) -> 
     prune(dead=90 * DAY)
     assert day_name(table, -200) not in partitions(table)
     assert {day_name(table, -89), day_name(table, 0), f"{table}_rest"} <= partitions(table)
+
+
+def test_log_lines_have_a_retention_of_their_own(settings: Any) -> None:
+    settings.KEEP_TASK_LOGS_DAYS = 10
+    with connection.cursor() as cursor:
+        for days in (-20, -9):
+            day = timezone.now().date() + days * DAY
+            values = f"FOR VALUES FROM ('{day}') TO ('{day + DAY}')"
+            for table in PARTITIONED:
+                cursor.execute(f"CREATE TABLE {day_name(table, days)} PARTITION OF {table} {values}")
+    prune(dead=90 * DAY)
+    kept = {table: day_name(table, -20) in partitions(table) for table in PARTITIONED}
+    assert kept == {"capataz_attempt": True, "capataz_event": True, "capataz_logline": False}
+    assert day_name("capataz_logline", -9) in partitions("capataz_logline")

@@ -48,7 +48,7 @@ def station(announced: list[Announcement], ended: list[Ended], channel: Channel)
     made._channel = channel
     made.timings = Timings()
     made.ledger = SimpleNamespace(announce=announced.append, wake=lambda: None)  # type: ignore[assignment]
-    made.watch = Watch(channel, ended.extend, nothing, on_running=nothing, exit_of=nothing)
+    made.watch = Watch(channel, ended.extend, nothing, nothing, on_running=nothing, exit_of=nothing)
     made.flower = SimpleNamespace(received=nothing, started=nothing, ended=nothing)  # type: ignore[assignment]
     return made
 

@@ -47,6 +47,7 @@ class Scene:
             channel,
             on_ended=self.ended.extend,
             on_progress=lambda held, *said: self.progress.append((held.index, *said)),
+            on_log=lambda held, *said: None,
             on_running=self._count_running,
             exit_of=self.exits.get,
         )

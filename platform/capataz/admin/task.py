@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 from django.contrib import admin
@@ -20,10 +21,11 @@ from capataz.admin.paging import ReadOnlyAdmin
 from capataz.errors import CannotDecrypt
 from capataz.handlers import declared_sensitive
 from capataz.lifecycle import cancellation, discarding, notes, replay, retry
-from capataz.models import Attempt, Role, Task, Worker
+from capataz.models import Attempt, LogLine, Role, Task, Worker
 from capataz.models.membership import role_of
 
 MOST_ATTEMPTS = 100
+MOST_LINES = 200
 
 # The parts of a task's page.
 IDENTITY = ("id", "key", "type", "badge", "obstacle", "queue", "priority", "worker_name", "submitted_by")
@@ -41,7 +43,7 @@ WORK = (
     "cause",
     "replay_of",
 )
-ATTEMPTS = ("history", "attempts", "max_attempts", "losses", "worker_losses", "orphaned", "given_back")
+ATTEMPTS = ("history", "log", "attempts", "max_attempts", "losses", "worker_losses", "orphaned", "given_back")
 DISPATCH = ("run", "released_at", "verify_at", "publishes")
 
 
@@ -79,6 +81,7 @@ class TaskAdmin(ReadOnlyAdmin):
         "shown_result",
         "shown_error",
         "history",
+        "log",
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Task]:
@@ -202,6 +205,12 @@ class TaskAdmin(ReadOnlyAdmin):
         """Why the last attempt failed."""
         return format_html("<pre>{}</pre>", task.error or "-")
 
+    @admin.display(description="log")
+    def log(self, task: Task) -> SafeString:
+        """The latest lines that its handler has logged."""
+        lines = list(LogLine.objects.filter(task_id=task.pk).order_by("-pk")[:MOST_LINES])[::-1]
+        return format_html("<pre>{}</pre>", "\n".join(map(_line, lines)) or "-")
+
     @admin.display(description="attempts")
     def history(self, task: Task) -> SafeString:
         """The latest attempts."""
@@ -211,6 +220,10 @@ class TaskAdmin(ReadOnlyAdmin):
         )
         cards = [{"attempt": each, "worker": names.get(each.worker_id, each.worker_id)} for each in attempts]
         return render_to_string("admin/capataz/task/attempts.html", {"cards": cards})
+
+
+def _line(line: LogLine) -> str:
+    return f"{line.at:%Y-%m-%d %H:%M:%S.%f} {logging.getLevelName(line.level)} {line.logger}: {line.message}"
 
 
 def _shown(task: Task, value: Any, column: str) -> Any:

@@ -35,6 +35,7 @@ from capataz.models.queue import HIGHEST_LIMIT
 
 MOST_TASKS = 50_000
 MOST_ITEMS = 200
+MOST_LINES = 1000
 # What an address below that of a task ends in.
 BELOW_A_TASK = ("/cancel", "/retry", "/replay", "/discard", "/logs")
 
@@ -218,6 +219,13 @@ class NothingIn(Request):
     """An empty object."""
 
 
+class LogFilter(BaseModel):
+    """Which lines to list."""
+
+    limit: Annotated[int, Field(ge=1, le=MOST_LINES)] = 200
+    cursor: Annotated[int, Field(ge=0, le=2**63 - 1, description="The nextCursor of the page before.")] = 0
+
+
 class TaskFilter(BaseModel):
     """Which tasks to list."""
 
@@ -247,6 +255,7 @@ class AttemptOut(Answer):
     """One execution of a task."""
 
     number: Annotated[int, Field(description="1 for the oldest.")]
+    run: Annotated[int, Field(description="Its log lines name it.")]
     outcome: Literal["succeeded", "failed", "lost", "given_back", "cancelled"]
     worker: str | None
     worker_id: int
@@ -289,6 +298,24 @@ class TaskItem(Answer):
     replay_of: Annotated[UUID | None, Field(description="The task that it does again.")]
     cause: Annotated[str | None, Field(description="What dead tasks are grouped by.")]
     max_attempts: int
+
+
+class LogLineOut(Answer):
+    """One line that a handler has logged."""
+
+    id: int
+    at: str
+    run: Annotated[int, Field(description="That of its attempt.")]
+    level: Literal["debug", "info", "warning", "error"]
+    logger: str
+    message: str
+
+
+class LogPage(Answer):
+    """Some lines, oldest first, and where the next ones begin: ask again with it to follow a running task."""
+
+    items: list[LogLineOut]
+    next_cursor: int | None
 
 
 class BulkActionOut(Answer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,8 +11,8 @@ from django.utils import timezone
 
 from capataz import sensitive
 from capataz.api.wire import milliseconds, moment
-from capataz.handlers import declared_sensitive
-from capataz.models import Attempt, Task, Worker
+from capataz.handlers import LOG_LEVELS, declared_sensitive
+from capataz.models import Attempt, LogLine, Task, Worker
 from capataz.states import State
 
 # Of a longer history only the newest attempts are shown.
@@ -86,6 +87,27 @@ def _opened(task: Task) -> dict[str, Any]:
     }
 
 
+def of_log(lines: Sequence[LogLine]) -> dict[str, Any]:
+    """Lines of a task's log: ``schemas.LogPage``."""
+    items = [
+        {
+            "id": line.pk,
+            "at": moment(line.at),
+            "run": line.run,
+            "level": _level(line.level),
+            "logger": line.logger,
+            "message": line.message,
+        }
+        for line in lines
+    ]
+    return {"items": items, "nextCursor": lines[-1].pk if lines else None}
+
+
+def _level(number: int) -> str:
+    """The word for a level of logging; those in between count as the one below."""
+    return [name for name, level in LOG_LEVELS.items() if level <= max(number, logging.DEBUG)][-1]
+
+
 def _retries(task: Task) -> int:
     """Attempts beyond the first; one that runs now counts from its start."""
     return max(0, task.attempts + (task.state == State.RUNNING) - 1)
@@ -103,6 +125,7 @@ def _execution_time(task: Task, last: Attempt | None) -> int | None:
 def _card(number: int, attempt: Attempt, names: dict[int, str]) -> dict[str, Any]:
     return {
         "number": number,
+        "run": attempt.run,
         "outcome": attempt.outcome,
         "worker": names.get(attempt.worker_id),
         "workerId": attempt.worker_id,

@@ -18,6 +18,8 @@ from capataz.api.problems import Problem
 from capataz.api.schemas import (
     BulkIn,
     BulkOut,
+    LogFilter,
+    LogPage,
     NothingIn,
     ProblemOut,
     ReasonIn,
@@ -33,7 +35,7 @@ from capataz.lifecycle import cancellation, discarding, notes
 from capataz.lifecycle import replay as replaying
 from capataz.lifecycle import retry as retrying
 from capataz.lifecycle.submission import submit_many
-from capataz.models import Role, Task
+from capataz.models import LogLine, Role, Task
 
 router = Router(tags=["tasks"])
 
@@ -132,6 +134,15 @@ def discard(
     """Take a dead task out of the dead letters: it is cancelled, and may still be retried."""
     reason = why.reason if why else ""
     return _act(task_id, lambda task: discarding.discard(task, reason=reason, by=request.auth.name))
+
+
+@router.get(
+    "/tasks/{path:task_id}/logs", auth=Allows(Role.VIEWER), response={200: LogPage, codes_4xx: ProblemOut}
+)
+def read_logs(request: CallerRequest, task_id: str, wanted: Query[LogFilter]) -> HttpResponse:
+    """What its handler has logged, oldest first, of all attempts."""
+    lines = LogLine.objects.filter(task_id=_find(task_id).pk, pk__gt=wanted.cursor).order_by("pk")
+    return answer(task_document.of_log(list(lines[: wanted.limit])))
 
 
 @router.get("/tasks/{path:task_id}", auth=Allows(Role.VIEWER), response=ONE)

@@ -127,6 +127,31 @@ def report_progress(connection: Connection, said: Iterable[tuple[uuid.UUID, int,
     connection.execute(statement("report_progress"), columns)
 
 
+@dataclass(frozen=True)
+class Said:
+    """One line that a run has logged, so many seconds ago. ``level`` is as logging has them."""
+
+    id: uuid.UUID
+    run: int
+    ago: float
+    level: int
+    logger: str
+    message: str
+
+
+def write_log(connection: Connection, lines: Sequence[Said]) -> None:
+    """Keep these lines, in their order."""
+    columns = {
+        "ids": [each.id for each in lines],
+        "runs": [each.run for each in lines],
+        "agos": [each.ago for each in lines],
+        "levels": [each.level for each in lines],
+        "loggers": [each.logger for each in lines],
+        "messages": [each.message for each in lines],
+    }
+    connection.execute(statement("write_log"), columns)
+
+
 def held_rows(connection: Connection, worker_id: int) -> list[tuple[uuid.UUID, int, bool]]:
     """(id, run, whether a cancel was requested) of every row that this worker holds."""
     return connection.execute(statement("held_rows"), {"worker": worker_id}).fetchall()

@@ -20,7 +20,9 @@ from capataz.models import Task, Worker
 from capataz.models.worker import ALIVE
 from capataz.states import State
 
-PARTITIONED = ("capataz_attempt", "capataz_event")
+HISTORY = ("capataz_attempt", "capataz_event")
+PARTITIONED = (*HISTORY, "capataz_logline")
+DROP_PARTITIONS = "SELECT capataz_drop_partitions(%s, %s * interval '1 day')"
 DAYS_AHEAD = 3
 # The advisory lock under which partitions are made and dropped.
 PARTITIONS_LOCK = 0x43505A50
@@ -69,6 +71,7 @@ def prune(
     Worker.objects.exclude(state__in=ALIVE).filter(stopped_at__lt=Now() - KEEP_WORKERS).delete()
     rollups.prune(settings.KEEP_ROLLUPS_DAYS)
     _drop_partitions(max(ages.values()))
+    _drop_log_lines(timedelta(days=settings.KEEP_TASK_LOGS_DAYS))
     if unwritable is not None:
         raise unwritable
     archive.clear()
@@ -139,8 +142,12 @@ def _drop_partitions(age: timedelta) -> None:
     to_archive = Task.objects.filter(state__in=settings.ARCHIVED)
     oldest = to_archive.aggregate(age=Max(Now() - F("created_at")))["age"]
     age = max(age, oldest or age)
-    for table in PARTITIONED:
-        _one_at_a_time("SELECT capataz_drop_partitions(%s, %s * interval '1 day')", [table, age.days])
+    for table in HISTORY:
+        _one_at_a_time(DROP_PARTITIONS, [table, age.days])
+
+
+def _drop_log_lines(age: timedelta) -> None:
+    _one_at_a_time(DROP_PARTITIONS, ["capataz_logline", age.days])
 
 
 def _one_at_a_time(query: str, parameters: list[Any]) -> None:

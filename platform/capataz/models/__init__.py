@@ -2,6 +2,7 @@
 
 from capataz.models.attempt import Attempt, Outcome
 from capataz.models.event import Event
+from capataz.models.log_line import LogLine
 from capataz.models.queue import Queue
 from capataz.models.rollup import Rollup
 from capataz.models.schedule import Schedule
@@ -12,6 +13,7 @@ from capataz.models.worker import Worker, WorkerState
 __all__ = [
     "Attempt",
     "Event",
+    "LogLine",
     "Outcome",
     "Queue",
     "Role",

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ from pydantic import ValidationError
 from capataz import jsontext, sensitive
 from capataz.errors import CannotDecrypt, Discard, SoftTimeLimitExceeded, TaskCancelled
 from capataz.handlers import Handler, RunningTask, find
+from capataz.worker.capture import Capture
 from capataz.worker.channel import Channel
 
 
@@ -51,7 +53,7 @@ class Wear:
         return self.most_memory is not None and mem_rss() > self.most_memory
 
 
-STEP, PROGRESS = "step", "progress"
+STEP, PROGRESS, LOG = "step", "progress", "log"
 SUCCEEDED, FAILED, INTERRUPTED = "succeeded", "failed", "interrupted"
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -61,6 +63,8 @@ TRACEBACK_LENGTH = 20_000
 
 _channel: Channel | None = None
 _wear = Wear()
+_capture = Capture()
+_task_log = logging.getLogger("capataz.task")
 _interruptible = False
 
 
@@ -77,6 +81,10 @@ def prepare() -> None:
     os.setpgid(0, 0)
     _die_with_parent()
     _raise_oom_score(500)
+    root = logging.getLogger()
+    for each in root.handlers:
+        each.addFilter(_capture.mask)
+    root.addHandler(_capture)
     signal.signal(signal.SIGALRM, _on_soft_time_limit)
     signal.signal(signal.SIGUSR2, _on_cancel)
 
@@ -112,7 +120,7 @@ def run_bundle(pipe: int, serial: int, task_type: str, items: list[tuple[Any, ..
 def _outcome(handler: Handler[Any], serial: int, index: int, item: tuple[Any, ...]) -> tuple[Any, ...]:
     """(how it ended, result, error, traceback, retryable) of one task. Never raises."""
     try:
-        with _interruptions(item[4]):
+        with _captured(handler, serial, index, item), _interruptions(item[4]):
             value = _call(handler, serial, index, item)
     except BaseException as error:
         if terminate_handler_fired():
@@ -136,6 +144,7 @@ def _call(handler: Handler[Any], serial: int, index: int, item: tuple[Any, ...])
         attempt=attempt,
         starts=starts,
         report_progress=lambda percent, message: _report_progress(serial, index, percent, message),
+        report_log=_report_log,
     )
     with _celery_context(handler, running) as context:
         data = sensitive.opened_text(payload, sensitive.PAYLOAD, running.id)
@@ -214,6 +223,29 @@ def _scrubber(handler: Handler[Any], item: tuple[Any, ...]) -> Callable[[str], s
 def _report_progress(serial: int, index: int, percent: int, message: str) -> None:
     assert _channel is not None
     _channel.reports.send((PROGRESS, os.getpid(), serial, index, percent, jsontext.printable(message, 200)))
+
+
+def _report_log(level: int, message: str) -> None:
+    _capture.keep(level, _task_log.name, message)
+    _task_log.log(level, "%s", message, extra={"is_kept": True})
+
+
+@contextmanager
+def _captured(handler: Handler[Any], serial: int, index: int, item: tuple[Any, ...]) -> Iterator[None]:
+    """Report what is logged inside."""
+    scrub: Callable[[str], str] | None = None
+
+    def scrubbed(text: str) -> str:
+        nonlocal scrub
+        scrub = scrub or _scrubber(handler, item)
+        return scrub(text)
+
+    def send(level: int, logger: str, message: str) -> None:
+        assert _channel is not None
+        _channel.reports.send((LOG, os.getpid(), serial, index, time.monotonic(), level, logger, message))
+
+    with _capture.during(send, scrubbed):
+        yield
 
 
 @contextmanager

@@ -36,6 +36,8 @@ RECONCILE, RECONCILE_IDLE = 1.0, 5.0
 RETRY_LOCKED = 0.05  # seconds until a row that somebody had locked is tried again
 BATCH_BYTES = 4 * 1024 * 1024
 BATCH_TASKS = 2_000
+BATCH_LINES = 1_000
+MOST_LINES = 20_000  # of logs that wait for the database; what comes beyond that is not kept
 
 # Faults of a row, not of the connection: values the database cannot take. Splitting finds the row.
 _ROW_FAULTS = (psycopg.Error, UnicodeError)
@@ -82,6 +84,7 @@ class Ledger(threading.Thread):
         self._announced: deque[Announcement] = deque()
         self._ended: deque[Ended] = deque()
         self._progress: dict[int, tuple[Held, int, str]] = {}
+        self._log: deque[tuple[Held, float, int, str, str]] = deque()
         self._to_announce_anew = False
         self._unknown: deque[Announcement] = deque()
         self._withdrawn = 0.0
@@ -112,6 +115,12 @@ class Ledger(threading.Thread):
         """A task has said how far it is; only its latest word counts."""
         self._progress[held.run] = (held, percent, message)
         self.wake()
+
+    def log(self, held: Held, at: float, level: int, logger: str, message: str) -> None:
+        """A task has logged a line, at this time of the monotonic clock."""
+        if len(self._log) < MOST_LINES:
+            self._log.append((held, at, level, logger, message))
+            self.wake()
 
     def announce_anew(self) -> None:
         """The connection to Redis was lost, and with it whatever message was on its way here."""
@@ -148,7 +157,7 @@ class Ledger(threading.Thread):
                 stopping = self._stopping
                 self._cycle()
                 pause = 0.1
-                if stopping and self._ended:
+                if stopping and (self._ended or self._log):
                     self.wake()
                 elif stopping:
                     self._give_back_everything()
@@ -189,8 +198,9 @@ class Ledger(threading.Thread):
         ended = self._next_ended()
         progress = list(self._progress.items())
         starts = [held for held in self._running() if held.told_running and not held.shown_running]
-        if announced or ended or progress or starts:
-            self._commit(announced, ended, progress, starts)
+        lines = list(itertools.islice(self._log, BATCH_LINES))
+        if announced or ended or progress or starts or lines:
+            self._commit(announced, ended, progress, starts, lines)
         if self._to_announce_anew:
             presence.withdraw(self.session.connection(), self.worker_id)
             self._to_announce_anew = False
@@ -217,6 +227,7 @@ class Ledger(threading.Thread):
         ended: list[Ended],
         progress: list[tuple[int, tuple[Held, int, str]]],
         starts: list[Held],
+        lines: list[tuple[Held, float, int, str, str]],
     ) -> None:
         connection = self.session.connection()
         try:
@@ -224,6 +235,7 @@ class Ledger(threading.Thread):
                 finished, busy = self._write_ended(connection, ended)
                 shown = self._show_running(connection, starts)
                 self._write_progress(connection, progress)
+                self._write_log(connection, lines)
                 grants = self._claim(connection, announced)
                 locked = self._locked(connection, announced, grants)
         except _ROW_FAULTS as error:
@@ -237,6 +249,10 @@ class Ledger(threading.Thread):
         for run, said in progress:
             if self._progress.get(run) is said:
                 del self._progress[run]
+        for _ in lines:
+            self._log.popleft()
+        if self._log:
+            self.wake()
         if shown:
             self._callbacks.shown_running(shown)
 
@@ -444,6 +460,15 @@ class Ledger(threading.Thread):
             execution.report_progress(connection, said)
 
     # What is held.
+
+    def _write_log(self, connection: Connection, lines: list[tuple[Held, float, int, str, str]]) -> None:
+        if lines:
+            now = time.monotonic()
+            said = [
+                execution.Said(held.id, held.run, now - at, level, logger, message)
+                for held, at, level, logger, message in lines
+            ]
+            execution.write_log(connection, said)
 
     def _compare_soon(self, _: Connection) -> None:
         """After a reconnect nobody knows what became of the last transaction."""

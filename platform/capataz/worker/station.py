@@ -69,6 +69,7 @@ class Station:
             self._channel,
             self._on_ended,
             self._on_progress,
+            self._on_log,
             on_running=self._on_running,
             exit_of=self._exit_of,
         )
@@ -251,6 +252,9 @@ class Station:
 
     def _on_progress(self, held: Held, percent: int, message: str) -> None:
         self.ledger.progress(held, percent, message)
+
+    def _on_log(self, held: Held, at: float, level: int, logger: str, message: str) -> None:
+        self.ledger.log(held, at, level, logger, message)
 
     def _register(self, connection: Any) -> int:
         return presence.register(

@@ -22,7 +22,7 @@ from django.conf import settings
 from capataz.lifecycle.recovery import LOOK
 from capataz.servers import SILENT_PEER
 from capataz.worker.channel import Channel
-from capataz.worker.child import INTERRUPTED, PROGRESS, SUCCEEDED
+from capataz.worker.child import INTERRUPTED, LOG, PROGRESS, SUCCEEDED
 from capataz.worker.holding import Bundle, Ended, Ending, Held
 
 # A bundle whose current task runs longer than this gives its other tasks to idle children.
@@ -48,8 +48,8 @@ _log = logging.getLogger(__name__)
 class Watch(threading.Thread):
     """Follows every bundle from its start in a child to its end.
 
-    ``on_ended``, ``on_progress`` and ``on_running`` are called in this thread and must only note what
-    they are told.
+    ``on_ended``, ``on_progress``, ``on_log`` and ``on_running`` are called in this thread and must only
+    note what they are told.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Watch(threading.Thread):
         channel: Channel,
         on_ended: Callable[[list[Ended]], None],
         on_progress: Callable[[Held, int, str], None],
+        on_log: Callable[[Held, float, int, str, str], None],
         on_running: Callable[[], None],
         exit_of: Callable[[int], int | None],
     ) -> None:
@@ -64,6 +65,7 @@ class Watch(threading.Thread):
         self._channel = channel
         self._on_ended = on_ended
         self._on_progress = on_progress
+        self._on_log = on_log
         self._on_running = on_running
         self._exit_of = exit_of
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -186,6 +188,9 @@ class Watch(threading.Thread):
             if kind == PROGRESS:
                 index, percent, message = rest
                 self._on_progress(bundle.items[index], percent, message)
+            elif kind == LOG:
+                index, *said = rest
+                self._on_log(bundle.items[index], *said)
             else:
                 self._step(bundle, pid, *rest)
 
