@@ -16,7 +16,7 @@ from celery.worker.control import control_command, ok
 from django.conf import settings
 from pydantic import BaseModel, field_validator
 
-from capataz.errors import Discard, SoftTimeLimitExceeded
+from capataz.errors import Discard, SoftTimeLimitExceeded, TaskCancelled
 from capataz.handlers import RunningTask, handler
 from capataz.policy import fixed, never
 
@@ -243,6 +243,32 @@ def log_in(task: RunningTask, login: Login) -> dict[str, Any]:
     if login.then == "invalid":
         Login.model_validate({"user": 1, "password": [login.password]})
     return {"session": f"{login.password}-{login.number}", "length": len(login.password), **login.headers}
+
+
+class Patience(BaseModel):
+    """What to do when it is cancelled."""
+
+    file: str
+    then: str = "stop"
+
+
+@handler("testing.patient", payload=Patience, retry=never(), cancel_grace=1.0, time_limit=300)
+def be_patient(task: RunningTask, payload: Patience) -> str:
+    """Work until cancelled; then stop, go on until interrupted, or do not even then let go."""
+    note(payload.file, "start")
+    while True:
+        try:
+            time.sleep(0.01)
+            if task.cancelled and payload.then != "ignore":
+                note(payload.file, "cancelled")
+                if payload.then == "return":
+                    return "done"
+                task.stop_if_cancelled()
+        except TaskCancelled:
+            note(payload.file, "interrupted")
+            if payload.then != "ignore":
+                raise
+            time.sleep(300)
 
 
 class Talk(BaseModel):

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from capataz import jsontext
 from capataz import priority as priorities
 from capataz import sensitive as sensitivity
-from capataz.errors import ConfigurationError, Fault, InvalidSubmission
+from capataz.errors import ConfigurationError, Fault, InvalidSubmission, TaskCancelled
 from capataz.policy import Retry, exponential
 
 TYPE_NAME = re.compile(r"[a-z][a-z0-9_.]{0,63}")
@@ -29,6 +29,7 @@ LOG_LEVELS = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+MAX_CANCEL_GRACE = 600.0
 SUBMITTING_ROLES = ("producer", "operator", "admin")
 
 Payload = TypeVar("Payload")
@@ -48,6 +49,13 @@ class RunningTask:
     starts: int
     report_progress: Callable[[int, str], None] = lambda percent, message: None
     report_log: Callable[[int, str], None] = lambda level, message: None
+    cancelled: bool = False
+    """Whether somebody has asked for it to be cancelled: a handler with a ``cancel_grace`` looks at it."""
+
+    def stop_if_cancelled(self) -> None:
+        """Raise TaskCancelled if the task was cancelled: for places where the work may well be left."""
+        if self.cancelled:
+            raise TaskCancelled("the task was cancelled while it ran")
 
     def progress(self, percent: int, message: str = "") -> None:
         """Tell the outside how far the work is: 0 to 100 percent, and a line of at most 200 characters.
@@ -89,6 +97,7 @@ class Handler(Generic[Payload]):
     exclusive: bool
     sensitive: sensitivity.Declared
     role: str
+    cancel_grace: float
 
     def __call__(self, task: RunningTask, payload: Payload) -> Any:
         """Run the function here and now, without a task."""
@@ -153,6 +162,7 @@ def handler(
     sensitive: Sequence[str] = (),
     public: Sequence[str] = (),
     role: str = "producer",
+    cancel_grace: float = 0,
 ) -> Callable[[Callable[[RunningTask, Any], Any]], Handler[Any]]:
     """Register a function as the handler of tasks of type ``name``.
 
@@ -163,10 +173,14 @@ def handler(
     ``sensitive`` values, named by paths such as ``payload.password`` or ``result``, are encrypted in the
     rows and masked where they are shown; ``public`` ones are shown although their names sound secret.
     ``role`` is the least that a caller of the API needs for submitting: producer, operator or admin.
+    When a running task is cancelled, ``task.cancelled`` is set; ``cancel_grace`` seconds later TaskCancelled
+    is raised inside the function, and five seconds after that its process is killed.
 
     Raises ConfigurationError for a declaration that makes no sense, or a name that is taken.
     """
     _check_declaration(name, queue, soft_time_limit, time_limit)
+    if not 0 <= cancel_grace <= MAX_CANCEL_GRACE:
+        raise ConfigurationError(f"cancel_grace of {name!r} must be 0 to {MAX_CANCEL_GRACE:.0f} seconds")
     if role not in SUBMITTING_ROLES:
         raise ConfigurationError(f"role of {name!r} must be one of {', '.join(SUBMITTING_ROLES)}")
     try:
@@ -191,6 +205,7 @@ def handler(
             exclusive=exclusive,
             sensitive=values,
             role=role,
+            cancel_grace=cancel_grace,
         )
         _registry[name] = made
         for listener in _listeners:

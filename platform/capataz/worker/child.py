@@ -66,6 +66,8 @@ _wear = Wear()
 _capture = Capture()
 _task_log = logging.getLogger("capataz.task")
 _interruptible = False
+_running: RunningTask | None = None
+_cancel_grace = 0.0
 
 
 def attach(channel: Channel, wear: Wear) -> None:
@@ -85,7 +87,7 @@ def prepare() -> None:
     for each in root.handlers:
         each.addFilter(_capture.mask)
     root.addHandler(_capture)
-    signal.signal(signal.SIGALRM, _on_soft_time_limit)
+    signal.signal(signal.SIGALRM, _on_timer)
     signal.signal(signal.SIGUSR2, _on_cancel)
 
 
@@ -146,6 +148,8 @@ def _call(handler: Handler[Any], serial: int, index: int, item: tuple[Any, ...])
         report_progress=lambda percent, message: _report_progress(serial, index, percent, message),
         report_log=_report_log,
     )
+    global _running, _cancel_grace
+    _running, _cancel_grace = running, handler.cancel_grace
     with _celery_context(handler, running) as context:
         data = sensitive.opened_text(payload, sensitive.PAYLOAD, running.id)
         value = handler.function(running, handler.load(data))
@@ -251,26 +255,37 @@ def _captured(handler: Handler[Any], serial: int, index: int, item: tuple[Any, .
 @contextmanager
 def _interruptions(soft_time_limit: float | None) -> Iterator[None]:
     """Let the soft limit and a cancel raise inside, and only inside."""
-    global _interruptible
+    global _interruptible, _running
     _interruptible = True
     if soft_time_limit:
         signal.setitimer(signal.ITIMER_REAL, soft_time_limit)
     try:
         yield
     finally:
-        _interruptible = False
-        if soft_time_limit:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        _interruptible, _running = False, None
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _on_soft_time_limit(*_: Any) -> None:
+def _on_timer(*_: Any) -> None:
+    """The soft limit has passed, or the grace of a task that was cancelled."""
     if _interruptible:
+        if _running is not None and _running.cancelled:
+            _running.stop_if_cancelled()
         raise SoftTimeLimitExceeded("soft time limit exceeded")
 
 
 def _on_cancel(*_: Any) -> None:
-    if _interruptible:
+    if not _interruptible:
+        return
+    if _running is None:  # its function has not been called yet
         raise TaskCancelled("the task was cancelled while it ran")
+    if _running.cancelled:
+        return
+    _running.cancelled = True
+    if not _cancel_grace:
+        _running.stop_if_cancelled()
+    left = signal.getitimer(signal.ITIMER_REAL)[0]  # of the soft limit
+    signal.setitimer(signal.ITIMER_REAL, min(_cancel_grace, left) if left else _cancel_grace)
 
 
 def _die_of_sigterm() -> None:

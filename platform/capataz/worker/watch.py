@@ -320,7 +320,7 @@ class Watch(threading.Thread):
         if held.started is None and (waits_for_a_pipe or self._take_one(held)):
             self._end(held, reason, error=text)
             return
-        held.kill_at = time.monotonic() + grace
+        held.kill_at = time.monotonic() + (grace and grace + held.handler.cancel_grace)
         if grace and held.bundle.current is held and held.bundle.pid:
             _signal(held.bundle.pid, signal.SIGUSR2)
 
