@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from celery.worker.control import control_command, ok
 from django.conf import settings
 from pydantic import BaseModel, field_validator
 
-from capataz.errors import Discard, SoftTimeLimitExceeded, TaskCancelled
+from capataz.errors import Discard, RetryLater, SoftTimeLimitExceeded, TaskCancelled
 from capataz.handlers import RunningTask, handler
-from capataz.policy import fixed, never
+from capataz.policy import Keep, exponential, fixed, never
 
 
 def note(file: str, line: str) -> None:
@@ -132,6 +133,34 @@ def flaky(task: RunningTask, payload: dict[str, Any]) -> Any:
     if task.attempt <= payload["times"]:
         raise RuntimeError(f"attempt {task.attempt} fails")
     return task.attempt
+
+
+@handler(
+    "testing.verdict",
+    retry=exponential(base=0.1, attempts=5, jitter="none", on={LookupError: fixed(0.1), ValueError: never()}),
+    keep=Keep(succeeded=50, dead=timedelta(days=10)),
+    time_limit=60,
+)
+def verdict(task: RunningTask, payload: dict[str, Any]) -> Any:
+    """Do what the payload says for this start; after the last of them, succeed."""
+    steps = payload["steps"]
+    note(payload["file"], f"{time.time()} {task.attempt} {task.starts}")
+    if task.starts > len(steps):
+        return task.starts
+    how, wait = steps[task.starts - 1]
+    try:
+        match how:
+            case "retry in":
+                task.retry_in(wait, "as told")
+            case "snooze":
+                task.snooze(wait, "as told")
+            case "discard":
+                task.discard("as told")
+    except Exception:
+        return "swallowed"
+    if how == "retry later":
+        raise RetryLater(wait)
+    raise {"lookup": KeyError, "value": UnicodeError, "other": OSError}[how]("as told")
 
 
 @handler("testing.progress", time_limit=60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 class CapatazError(Exception):
@@ -50,6 +51,40 @@ class QueueFull(CapatazError):
 
 class Discard(CapatazError):
     """Raised by a handler: this task is not worth repeating, make it a dead letter now."""
+
+
+class RetryLater(CapatazError):
+    """Raised by a handler: this attempt has failed, and the next one is to wait.
+
+    ``after`` is seconds, a timedelta, or a time with its time zone.
+    """
+
+    def __init__(self, after: Any, reason: str = "") -> None:
+        self.retry_after = after
+        super().__init__(reason or "to be tried again later")
+
+
+class Verdict(BaseException):
+    """What a handler has decided about its own attempt, by ``task.retry_in``, ``snooze`` or ``discard``.
+
+    A BaseException, so that a handler's own ``except Exception`` does not swallow it.
+    """
+
+    def __init__(self, reason: str = "", seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        super().__init__(reason)
+
+
+class RetryIn(Verdict):
+    """This attempt has failed; the next one comes after exactly these seconds."""
+
+
+class Snoozed(Verdict):
+    """This was no attempt: the task waits for these seconds and begins anew."""
+
+
+class Discarded(Verdict):
+    """The task is not worth repeating."""
 
 
 class TaskCancelled(BaseException):

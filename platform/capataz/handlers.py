@@ -8,7 +8,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from django.conf import settings
 from pydantic import TypeAdapter, ValidationError
@@ -16,8 +16,16 @@ from pydantic import TypeAdapter, ValidationError
 from capataz import jsontext
 from capataz import priority as priorities
 from capataz import sensitive as sensitivity
-from capataz.errors import ConfigurationError, Fault, InvalidSubmission, TaskCancelled
-from capataz.policy import Retry, exponential
+from capataz.errors import (
+    ConfigurationError,
+    Discarded,
+    Fault,
+    InvalidSubmission,
+    RetryIn,
+    Snoozed,
+    TaskCancelled,
+)
+from capataz.policy import MAX_DELAY, Keep, Retry, exponential
 
 TYPE_NAME = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 QUEUE_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
@@ -77,6 +85,35 @@ class RunningTask:
             raise ValueError(f"level must be one of {', '.join(LOG_LEVELS)}, not {level!r}")
         self.report_log(LOG_LEVELS[level], str(message))
 
+    def retry_in(self, seconds: float, reason: str = "") -> NoReturn:
+        """End this attempt as failed; the next one comes in exactly so many seconds, if one is left.
+
+        Never returns, and ``except Exception`` does not stop it. Raises ValueError for seconds out of range.
+        """
+        raise RetryIn(reason, _wait(seconds))
+
+    def snooze(self, seconds: float, reason: str = "") -> NoReturn:
+        """Put the task off for so many seconds; no attempt is spent.
+
+        Never returns, and ``except Exception`` does not stop it. A task may be snoozed as often as the
+        setting ``CAPATAZ_MAX_SNOOZES`` says, and until it expires. Raises ValueError for seconds out of
+        range.
+        """
+        raise Snoozed(reason, _wait(seconds))
+
+    def discard(self, reason: str = "") -> NoReturn:
+        """Make the task a dead letter now; it is not tried again.
+
+        Never returns, and ``except Exception`` does not stop it.
+        """
+        raise Discarded(reason)
+
+
+def _wait(seconds: float) -> float:
+    if not 0 <= seconds <= MAX_DELAY:
+        raise ValueError(f"a task waits 0 to {MAX_DELAY:.0f} seconds, not {seconds}")
+    return float(seconds)
+
 
 @dataclass(frozen=True, eq=False)
 class Handler(Generic[Payload]):
@@ -98,6 +135,7 @@ class Handler(Generic[Payload]):
     sensitive: sensitivity.Declared
     role: str
     cancel_grace: float
+    keep: Keep
 
     def __call__(self, task: RunningTask, payload: Payload) -> Any:
         """Run the function here and now, without a task."""
@@ -163,6 +201,7 @@ def handler(
     public: Sequence[str] = (),
     role: str = "producer",
     cancel_grace: float = 0,
+    keep: Keep | None = None,
 ) -> Callable[[Callable[[RunningTask, Any], Any]], Handler[Any]]:
     """Register a function as the handler of tasks of type ``name``.
 
@@ -175,6 +214,7 @@ def handler(
     ``role`` is the least that a caller of the API needs for submitting: producer, operator or admin.
     When a running task is cancelled, ``task.cancelled`` is set; ``cancel_grace`` seconds later TaskCancelled
     is raised inside the function, and five seconds after that its process is killed.
+    ``keep`` says how long or how many ended tasks are kept, where that differs from the settings.
 
     Raises ConfigurationError for a declaration that makes no sense, or a name that is taken.
     """
@@ -206,6 +246,7 @@ def handler(
             sensitive=values,
             role=role,
             cancel_grace=cancel_grace,
+            keep=keep or Keep(),
         )
         _registry[name] = made
         for listener in _listeners:

@@ -87,6 +87,8 @@ SHUTDOWN_GRACE = env.float("CAPATAZ_SHUTDOWN_GRACE_SECONDS", 10.0, validate=Rang
 # Child deaths that quarantine a task, and worker deaths that do.
 MAX_LOSSES = env.int("CAPATAZ_MAX_LOSSES", 3, validate=Range(1, 100))
 MAX_WORKER_LOSSES = env.int("CAPATAZ_MAX_WORKER_LOSSES", 10, validate=Range(1, 1000))
+# How often a handler may put a task off (snooze it) before it becomes a dead letter.
+MAX_SNOOZES = env.int("CAPATAZ_MAX_SNOOZES", 1000, validate=Range(0, 30_000))
 # Names of the plain Celery tasks that workers may run; empty allows all that are registered. Whoever can
 # write to Redis can start a plain task with any arguments.
 PLAIN_TASKS: list[str] = env.list("CAPATAZ_PLAIN_TASKS", [])

@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from capataz.lifecycle import archive, retention
-from capataz.lifecycle.retention import BEFORE_ALL, prune
+from capataz.lifecycle.retention import prune
 from capataz.models import Attempt, Event, Outcome, Task
 from capataz.states import State
 from tests.lifecycle.stage import StagedWorker, tasks
@@ -170,8 +170,8 @@ def test_a_locked_task_is_waited_for_by_nobody(transactional_db: None, locked: A
 
 
 def test_the_server_keeps_the_rows_and_hands_them_over_a_few_at_a_time(transactional_db: None) -> None:
-    dead(2)
-    with transaction.atomic(), archive._old_tasks(State.DEAD, DAY, BEFORE_ALL, 2) as rows:
+    ids = [task.pk for task in dead(2)]
+    with transaction.atomic(), archive._rows("archive_these", {"ids": ids}) as rows:
         next(rows)
         with connection.cursor() as cursor:
             cursor.execute("SELECT count(*) FROM pg_cursors WHERE name = 'capataz_archive'")

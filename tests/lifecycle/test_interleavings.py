@@ -40,6 +40,7 @@ ENDINGS = {
     "failure": Ending.FAILED,
     "loss": Ending.LOST,
     "give back": Ending.GIVEN_BACK,
+    "snooze": Ending.SNOOZED,
 }
 # Who may wait for a row: nobody else ever does.
 PEOPLE = {"cancel", "retry", "pause"}
@@ -118,7 +119,7 @@ class Stage:
                 ledger = self.ledgers[name != "claim"]
                 self._announce(ledger)
                 return self._with_ledger(actor, ledger, ledger._cycle)
-            case "success" | "failure" | "loss" | "give back":
+            case "success" | "failure" | "loss" | "give back" | "snooze":
                 self._end(ENDINGS[name])
                 return self._with_ledger(actor, self.ledgers[0], self.ledgers[0]._cycle)
             case "comparison":
@@ -298,6 +299,7 @@ SCENES = [
     ("running", ["success", "cancel"]),
     ("running", ["failure", "cancel"]),
     ("running", ["loss", "cancel"]),
+    ("running", ["snooze", "cancel"]),
     ("running", ["success", "burial and its kill"]),
     ("running", ["failure", "burial"]),
     ("running", ["recovery", "recovery"]),

@@ -38,7 +38,7 @@ from tests.lifecycle.stage import StagedWorker, release
 
 WORKERS = 3
 HOUR = timedelta(hours=1)
-HOW = ["succeed", "fail", "fail for good", "lose", "give back"]
+HOW = ["succeed", "fail", "fail for good", "lose", "give back", "snooze"]
 
 
 class TaskLife(RuleBasedStateMachine):
@@ -227,6 +227,8 @@ class TaskLife(RuleBasedStateMachine):
                 return self._finish_as(grant.id, grant.run, state, Outcome.LOST)
             case "give back":
                 return self._finish_as(grant.id, grant.run, State.QUEUED, Outcome.GIVEN_BACK)
+            case "snooze":
+                return self._finish_as(grant.id, grant.run, State.SCHEDULED, Outcome.SNOOZED, 60)
         state, delay = execution.after_failure(
             fixed(60),
             attempts=grant.attempts + 1,

@@ -14,12 +14,27 @@ from celery import current_app
 from django.conf import settings
 
 from capataz import handlers
+from capataz.errors import Discard, RetryLater
+from capataz.policy import exponential, fixed, never
 from capataz.worker import child
 from capataz.worker.channel import Channel
-from capataz.worker.child import FAILED, INTERRUPTED, PROGRESS, SUCCEEDED, Wear
+from capataz.worker.child import FAILED, INTERRUPTED, PROGRESS, SNOOZED, SUCCEEDED, Wear
 
-Act = Callable[[], Any]
+Act = Callable[..., Any]
 Run = Callable[..., list[tuple[Any, ...]]]
+
+
+class Decision:
+    """What a handler decides about its own attempt, beyond an ``except Exception`` of its own."""
+
+    def __init__(self, decide: Act) -> None:
+        self.decide = decide
+
+    def __call__(self, task: Any) -> Any:
+        try:
+            self.decide(task)
+        except Exception:
+            return "swallowed"
 
 
 @pytest.fixture
@@ -27,9 +42,10 @@ def run(channel: Channel, fork: Callable[[Act], int], monkeypatch: pytest.Monkey
     """Have a child run a bundle whose tasks do these things; returns the ends that it has reported."""
     acts: list[Act] = []
 
-    @handlers.handler("test.acts")
+    @handlers.handler("test.acts", retry=exponential(on={LookupError: fixed(60), KeyError: never()}))
     def do(task: Any, payload: dict[str, int]) -> Any:
-        return acts[payload["act"]]()
+        act = acts[payload["act"]]
+        return act(task) if isinstance(act, Decision) else act()
 
     def bundle(*given: Act, soft: list[float | None] | None = None, wear: Wear | None = None) -> Any:
         acts.extend(given)
@@ -98,3 +114,37 @@ def test_a_result_that_is_too_large_fails_visibly(run: Run, excess: int) -> None
 def test_a_child_that_is_worn_out_leaves_the_rest_of_its_bundle(run: Run, channel: Channel) -> None:
     assert how(run(*[lambda: 1] * 5, wear=Wear(most_tasks=2))) == [SUCCEEDED] * 2
     assert channel.tokens[0].take_all(1) == [2, 3, 4]
+
+
+def raising(error: Exception) -> Act:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("act", "how_it_ends", "says", "retryable", "delay"),
+    [
+        (Decision(lambda task: task.retry_in(7, "busy")), FAILED, "to be tried again in 7 s: busy", True, 7),
+        (Decision(lambda task: task.snooze(2.5)), SNOOZED, "snoozed for 2.5 s", True, 2.5),
+        (Decision(lambda task: task.discard("no such user")), FAILED, "discarded: no such user", False, 0),
+        (raising(Discard("no")), FAILED, "Discard: no", False, None),
+        (raising(RetryLater(9, "busy")), FAILED, "RetryLater: busy", True, 9),
+        (raising(OSError("gone")), FAILED, "OSError: gone", True, None),
+        (raising(IndexError("far")), FAILED, "IndexError: far", True, 60),
+        (raising(KeyError("x")), FAILED, "KeyError: 'x'", False, None),
+    ],
+)
+def test_the_child_says_what_the_failure_asks_for(
+    run: Run, act: Act, how_it_ends: str, says: str, retryable: bool, delay: float | None
+) -> None:
+    [ended] = run(act)
+    _, *told, _ = ended
+    assert (told[0], told[2], *told[4:]) == (how_it_ends, says, retryable, delay)
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), 1e9])
+def test_a_wait_that_makes_no_sense_is_a_fault_of_the_handler(run: Run, seconds: float) -> None:
+    """Its own ``except Exception`` sees it."""
+    assert how(run(Decision(lambda task: task.snooze(seconds)))) == [SUCCEEDED]

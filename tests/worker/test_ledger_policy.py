@@ -12,6 +12,7 @@ from psycopg import errors as pg
 from capataz import handlers
 from capataz.lifecycle.execution import Finish
 from capataz.models import Outcome
+from capataz.policy import parse_backoff
 from capataz.states import COMES_FROM, HELD, State
 from capataz.worker.holding import Bundle, Ended, Ending, Held
 from capataz.worker.ledger import _after, _is_row_fault, cannot_be_stored, to_finish
@@ -62,6 +63,9 @@ def finish_of(ending: Ending, *, of: Held | None = None, **about: Any) -> Finish
         (Ending.CANCELLED, {"started": None}, State.CANCELLED, Outcome.CANCELLED),
         (Ending.GIVEN_BACK, {}, State.QUEUED, Outcome.GIVEN_BACK),
         (Ending.GIVEN_BACK, {"attempts": 2, "losses": 2}, State.QUEUED, Outcome.GIVEN_BACK),
+        (Ending.SNOOZED, {"attempts": 2}, State.SCHEDULED, Outcome.SNOOZED),
+        (Ending.SNOOZED, {"snoozes": settings.MAX_SNOOZES - 1}, State.SCHEDULED, Outcome.SNOOZED),
+        (Ending.SNOOZED, {"snoozes": settings.MAX_SNOOZES}, State.DEAD, Outcome.FAILED),
     ],
 )
 def test_every_ending_leads_to_its_state(
@@ -187,3 +191,18 @@ def test_a_message_for_several_bundles_is_acknowledged_after_the_last() -> None:
 
 def test_starts_count_every_start_and_attempts_only_failures() -> None:
     assert held(attempts=1, losses=2, worker_losses=3).starts == 7
+
+
+def test_a_tasks_own_backoff_goes_before_its_handlers_and_what_the_failure_asks_for_before_both() -> None:
+    own = parse_backoff({"type": "exponential", "delay": 2000, "jitter": "none"})
+    waits = [
+        finish_of(Ending.FAILED, of=held(backoff=own, attempts=n, max_attempts=9)).delay for n in range(3)
+    ]
+    assert waits == [2, 4, 8]
+    assert finish_of(Ending.FAILED, of=held(backoff=own), delay=7.5).delay == 7.5
+    assert finish_of(Ending.FAILED, delay=0.0).delay == 0.0
+
+
+def test_a_snoozed_task_waits_as_long_as_was_asked_and_says_why() -> None:
+    made = finish_of(Ending.SNOOZED, delay=30.0, error="snoozed for 30 s: not there yet")
+    assert (made.delay, made.error) == (30.0, "snoozed for 30 s: not there yet")

@@ -120,7 +120,7 @@ def run_bundle(channel: Channel, bundle: Bundle, behaviour: Behaviour) -> None:
             how, result, error = INTERRUPTED, None, "interrupted"
         except Exception as failure:
             how, result, error = FAILED, None, str(failure)
-        ended = (index, how, result, error, None, True, time.monotonic())
+        ended = (index, how, result, error, None, True, None, time.monotonic())
     reports.send((STEP, pid, bundle.serial, ended, None))
 
 
@@ -230,7 +230,7 @@ def test_what_a_child_leaves_in_the_pipe_when_its_bundle_is_over_is_given_back(
         about = (STEP, os.getpid(), bundle.serial)
         index = scene.channel.tokens[bundle.pipe].take(bundle.serial)
         reports.send((*about, None, (index, time.monotonic())))
-        reports.send((*about, (index, SUCCEEDED, "1", None, None, True, time.monotonic()), None))
+        reports.send((*about, (index, SUCCEEDED, "1", None, None, True, None, time.monotonic()), None))
         wait_forever(0)  # for its next bundle
 
     fork(see_only_the_first)

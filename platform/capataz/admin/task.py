@@ -43,7 +43,19 @@ WORK = (
     "cause",
     "replay_of",
 )
-ATTEMPTS = ("history", "log", "attempts", "max_attempts", "losses", "worker_losses", "orphaned", "given_back")
+ATTEMPTS = (
+    "history",
+    "log",
+    "attempts",
+    "max_attempts",
+    "losses",
+    "worker_losses",
+    "orphaned",
+    "given_back",
+    "snoozes",
+    "backoff",
+    "keep",
+)
 DISPATCH = ("run", "released_at", "verify_at", "publishes")
 
 

@@ -72,6 +72,48 @@ Priority = Annotated[
         }
     ),
 ]
+Backoff = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {
+                    "type": "object",
+                    "properties": {
+                        "type": {"type": "string", "enum": ["exponential", "fixed"]},
+                        "delay": {"type": "number", "minimum": 0},
+                        "jitter": {"type": "string", "enum": ["full", "none"]},
+                    },
+                    "required": ["type", "delay"],
+                    "additionalProperties": False,
+                },
+                {"type": "string", "enum": ["exponential", "fixed"]},
+                {"type": "number", "minimum": 0},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+Removal = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "boolean"},
+                {"type": "integer", "minimum": 0},
+                {
+                    "type": "object",
+                    "properties": {
+                        "age": {"type": "number", "minimum": 0},
+                        "count": {"type": "integer", "minimum": 0},
+                    },
+                    "additionalProperties": False,
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
+]
 Reason = Annotated[StrictStr, Field(max_length=200)]
 
 
@@ -118,11 +160,21 @@ class TaskIn(Request):
         ),
     ] = None
     timeout: Annotated[Number | None, Field(description="Time limit of one attempt, in milliseconds.")] = None
+    backoff: Annotated[
+        Backoff, Field(description="How long it waits after a failure; delay is in milliseconds.")
+    ] = None
+    remove_on_complete: Annotated[
+        Removal, Field(description="Whether, or how many or for how long, it is kept once it has succeeded.")
+    ] = None
+    remove_on_fail: Annotated[
+        Removal, Field(description="The same, once it is a dead letter; age is in seconds.")
+    ] = None
 
     @model_validator(mode="wrap")
     @classmethod
     def _names_every_fault(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
         """A fault of form must not hide those of meaning: what has its form is looked at all the same."""
+        value = cls._under_one_name(value)
         try:
             return validate(value)
         except ValidationError as error:
@@ -145,6 +197,17 @@ class TaskIn(Request):
             ]
             raise _invalid(cls.__name__, told) from None
 
+    @classmethod
+    def _under_one_name(cls, value: Any) -> Any:
+        """``attempts`` is another name for ``maxAttempts``: both together have to say the same."""
+        if not isinstance(value, dict) or not {"maxAttempts", "attempts"} <= value.keys():
+            return value
+        rest = {name: given for name, given in value.items() if name != "attempts"}
+        if value["attempts"] != value["maxAttempts"]:
+            detail = "contradicts maxAttempts, which is the same: give one of them"
+            raise _invalid(cls.__name__, [(("attempts",), "ambiguous", detail)])
+        return rest
+
     @model_validator(mode="after")
     def _says_nothing_twice(self) -> Self:
         if {"data", "payload"} <= self.model_fields_set:
@@ -166,6 +229,9 @@ class TaskIn(Request):
             key=self.id,
             max_attempts=self.max_attempts,
             time_limit=None if self.timeout is None else self.timeout / 1000,
+            backoff=self.backoff,
+            remove_on_complete=self.remove_on_complete,
+            remove_on_fail=self.remove_on_fail,
             submitted_by=by,
         )
 
@@ -256,7 +322,7 @@ class AttemptOut(Answer):
 
     number: Annotated[int, Field(description="1 for the oldest.")]
     run: Annotated[int, Field(description="Its log lines name it.")]
-    outcome: Literal["succeeded", "failed", "lost", "given_back", "cancelled"]
+    outcome: Literal["succeeded", "failed", "lost", "given_back", "cancelled", "snoozed"]
     worker: str | None
     worker_id: int
     started_at: str | None
@@ -282,6 +348,7 @@ class TaskItem(Answer):
     retries: Annotated[int, Field(description="Attempts beyond the first.")]
     losses: Annotated[int, Field(description="Own processes that died running it.")]
     worker_losses: Annotated[int, Field(description="Workers that died around it.")]
+    snoozes: Annotated[int, Field(description="Times its handler has put it off.")]
     worker: Annotated[str | None, Field(description="Who holds it, or made the last attempt.")]
     assigned_to: Annotated[str | None, Field(description="The same as worker.")]
     created_at: str
@@ -344,6 +411,10 @@ class TaskOut(TaskItem):
     """A task with its attempts, oldest first; of a very long history only the newest."""
 
     obstacle: Annotated[str | None, Field(description="What keeps a waiting task from being started.")]
+    backoff: Annotated[dict[str, Any] | None, Field(description="Its own, instead of its handler's policy.")]
+    keep: Annotated[
+        dict[str, Any] | None, Field(description="How long it is kept, by outcome, instead of the settings.")
+    ]
     attempts: list[AttemptOut]
 
 
@@ -385,6 +456,17 @@ class WorkerOut(Answer):
     phase: str
 
 
+class RetryRuleOut(Answer):
+    """How failures by one class of exceptions are retried. Times are milliseconds."""
+
+    error: str
+    kind: str
+    attempts: Annotated[int | None, Field(description="Null: as many as all others.")]
+    base_ms: int
+    cap_ms: int
+    jitter: bool
+
+
 class RetryOut(Answer):
     """How a type is retried. Times are milliseconds."""
 
@@ -393,6 +475,7 @@ class RetryOut(Answer):
     base_ms: int
     cap_ms: int
     jitter: bool
+    on: Annotated[list[RetryRuleOut], Field(description="Rules for failures by some exceptions.")]
 
 
 class LimitsOut(Answer):
@@ -411,6 +494,9 @@ class TypeOut(Answer):
     priority: int
     retry: RetryOut
     limits: LimitsOut
+    keep: Annotated[
+        dict[str, Any], Field(description="How long, or how many, ended tasks are kept, by outcome.")
+    ]
     sensitive: Annotated[list[str], Field(description="Paths of values that are encrypted and masked.")]
     payload_schema: Annotated[dict[str, Any], Field(description="JSON Schema of data.")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import uuid
 from collections.abc import Iterable, Sequence
@@ -28,7 +29,13 @@ def of_one(task: Task, *, revealed: bool = False) -> dict[str, Any]:
     last = latest[-1] if latest else None
     cards = [_card(number, attempt, names) for number, attempt in enumerate(latest, first)]
     shown = _opened(task) if revealed else {}
-    return {**_document(task, last, names), **shown, "obstacle": task.obstacle(), "attempts": cards}
+    return {
+        **_document(task, last, names),
+        **shown,
+        "obstacle": task.obstacle(),
+        **_policy(task),
+        "attempts": cards,
+    }
 
 
 def of_many(tasks: Sequence[Task]) -> list[dict[str, Any]]:
@@ -56,6 +63,7 @@ def _document(task: Task, last: Attempt | None, names: dict[int, str]) -> dict[s
         "retries": _retries(task),
         "losses": task.losses,
         "workerLosses": task.worker_losses,
+        "snoozes": task.snoozes,
         "worker": worker,
         "assignedTo": worker,
         "createdAt": moment(task.created_at),
@@ -106,6 +114,10 @@ def of_log(lines: Sequence[LogLine]) -> dict[str, Any]:
 def _level(number: int) -> str:
     """The word for a level of logging; those in between count as the one below."""
     return [name for name, level in LOG_LEVELS.items() if level <= max(number, logging.DEBUG)][-1]
+
+
+def _policy(task: Task) -> dict[str, Any]:
+    return {"backoff": json.loads(task.backoff) if task.backoff else None, "keep": task.keep}
 
 
 def _retries(task: Task) -> int:

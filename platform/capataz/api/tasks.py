@@ -29,9 +29,9 @@ from capataz.api.schemas import (
     TaskOut,
     TaskPage,
 )
-from capataz.api.wire import answer
+from capataz.api.wire import answer, moment
 from capataz.errors import Fault, IllegalMove, InvalidSubmission
-from capataz.lifecycle import cancellation, discarding, notes
+from capataz.lifecycle import cancellation, discarding, notes, pruned
 from capataz.lifecycle import replay as replaying
 from capataz.lifecycle import retry as retrying
 from capataz.lifecycle.submission import submit_many
@@ -176,12 +176,30 @@ def _address(request: CallerRequest, task: Task) -> str:
 
 
 def _find(task_id: str) -> Task:
-    """The task. Raises Problem 404 if there is none."""
+    """The task. Raises Problem 410 if it was deleted by retention, and 404 if there is none."""
     possible = len(task_id) <= LONGEST_ID and task_id.isprintable()
     task = Task.objects.called(task_id).first() if possible else None
     if task is None:
-        raise Problem(404, "unknown_task", "There is no task of this id.")
+        raise (_gone(task_id) if possible else None) or Problem(
+            404, "unknown_task", "There is no task of this id."
+        )
     return task
+
+
+def _gone(task_id: str) -> Problem | None:
+    """410 for a task that retention has deleted; None if none is known."""
+    found = pruned.trace(task_id)
+    if found is None:
+        return None
+    return Problem(
+        410,
+        "pruned",
+        f"This task has ended and was deleted: {found.rule}.",
+        state=found.state and found.state.value,
+        finishedAt=moment(found.finished_at),
+        prunedAt=moment(found.pruned_at),
+        rule=found.rule,
+    )
 
 
 def _act(task_id: str, verb: Callable[[Task], Task]) -> HttpResponse:

@@ -16,6 +16,7 @@ from capataz.api.schemas import ProblemOut, TypeOut
 from capataz.api.wire import answer
 from capataz.handlers import Handler
 from capataz.models import Role
+from capataz.policy import Retry
 
 router = Router(tags=["types"])
 
@@ -35,16 +36,31 @@ def _document(handler: Handler[Any]) -> dict[str, Any]:
         "queue": handler.queue,
         "priority": handler.priority,
         "retry": {
-            "kind": retry.kind,
+            **_waits(retry),
             "attempts": retry.attempts,
-            "baseMs": round(retry.base * 1000),
-            "capMs": round(retry.cap * 1000),
-            "jitter": retry.jitter,
+            "on": [
+                {
+                    "error": f"{kind.__module__}.{kind.__qualname__}",
+                    **_waits(rule),
+                    "attempts": rule.attempts if rule.names_attempts else None,
+                }
+                for kind, rule in retry.on.items()
+            ],
         },
+        "keep": handler.keep.rules,
         "limits": {
             "softMs": None if handler.soft_time_limit is None else round(handler.soft_time_limit * 1000),
             "hardMs": round(handler.time_limit * 1000),
         },
         "sensitive": handler.sensitive.paths,
         "payloadSchema": handler.payload.json_schema(by_alias=True),
+    }
+
+
+def _waits(retry: Retry) -> dict[str, Any]:
+    return {
+        "kind": retry.kind,
+        "baseMs": round(retry.base * 1000),
+        "capMs": round(retry.cap * 1000),
+        "jitter": retry.jitter,
     }

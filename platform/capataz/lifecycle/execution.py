@@ -35,6 +35,8 @@ class Grant:
     worker_losses: int
     soft_time_limit: float | None
     time_limit: float | None
+    snoozes: int
+    backoff: str | None
 
 
 @dataclass(frozen=True)
@@ -157,10 +159,13 @@ def held_rows(connection: Connection, worker_id: int) -> list[tuple[uuid.UUID, i
     return connection.execute(statement("held_rows"), {"worker": worker_id}).fetchall()
 
 
-def after_failure(retry: Retry, *, attempts: int, max_attempts: int, retryable: bool) -> tuple[State, float]:
-    """Where a failed attempt leads, and the seconds to wait; ``attempts`` counts it."""
+def after_failure(
+    retry: Retry, *, attempts: int, max_attempts: int, retryable: bool, delay: float | None = None
+) -> tuple[State, float]:
+    """Where a failed attempt leads, and the seconds to wait; ``attempts`` counts it. ``delay`` is what the
+    failure itself asks for, if it does."""
     if retryable and attempts < max_attempts:
-        return State.RETRYING, retry.delay(attempts).total_seconds()
+        return State.RETRYING, retry.delay(attempts).total_seconds() if delay is None else delay
     return State.DEAD, 0.0
 
 

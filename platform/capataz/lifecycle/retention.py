@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,8 +16,9 @@ from django.db.models import F, Max, QuerySet
 from django.db.models.functions import Now
 
 from capataz.lifecycle import archive, rollups, task_results
-from capataz.models import Task, Worker
+from capataz.models import Pruned, Task, Worker
 from capataz.models.worker import ALIVE
+from capataz.sql import statement
 from capataz.states import State
 
 HISTORY = ("capataz_attempt", "capataz_event")
@@ -28,6 +29,8 @@ DAYS_AHEAD = 3
 PARTITIONS_LOCK = 0x43505A50
 # Workers that ended longer ago than this are no longer listed.
 KEEP_WORKERS = timedelta(days=7)
+# So many tasks that are past a retention of their own are looked up at once.
+OWN_AT_ONCE = 10_000
 BEFORE_ALL = datetime(1970, 1, 1, tzinfo=UTC)
 # Seconds of rest for each second of pruning: whoever claims meanwhile gets at least half of the disk.
 REST = 1.0
@@ -47,7 +50,8 @@ def prune(
     batch: int = 1000,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, int]:
-    """Delete tasks that ended longer ago than their outcome is kept; returns how many of each.
+    """Delete tasks that are past a retention of their own, or else ended longer ago than their outcome is
+    kept; returns how many of each.
 
     What is not given is taken from the settings. Deletes in batches of ``batch``, each its own
     transaction, rests as long as each took, and asks ``stop`` in between. Tasks of the outcomes in ARCHIVED
@@ -63,11 +67,18 @@ def prune(
     }
     deleted: dict[str, int] = {}
     unwritable: OSError | None = None
+    try:
+        own = _prune_own(batch, stop)
+    except OSError as error:
+        own, unwritable = {}, error
     for state, age in ages.items():
         try:
             deleted[state.value] = _prune_state(state, age, batch, stop)
         except OSError as error:
             unwritable = error
+    for outcome, count in own.items():
+        deleted[outcome] = deleted.get(outcome, 0) + count
+    Pruned.objects.filter(pruned_at__lt=Now() - max(ages.values())).delete()
     Worker.objects.exclude(state__in=ALIVE).filter(stopped_at__lt=Now() - KEEP_WORKERS).delete()
     rollups.prune(settings.KEEP_ROLLUPS_DAYS)
     _drop_partitions(max(ages.values()))
@@ -92,6 +103,51 @@ def _prune_state(state: State, age: timedelta, batch: int, stop: Callable[[], bo
     return total
 
 
+def _prune_own(batch: int, stop: Callable[[], bool]) -> dict[str, int]:
+    """Delete what is past a retention of its own; returns how many of each outcome."""
+    deleted: dict[str, int] = {}
+    more = True
+    while more:
+        with connection.cursor() as cursor:
+            cursor.execute(statement("own_retention"), {"most": OWN_AT_ONCE})
+            rows = cursor.fetchall()
+        found: dict[str, list[tuple[uuid.UUID, datetime]]] = {}
+        for task_id, state, finished_at in rows:
+            found.setdefault(state, []).append((task_id, finished_at))
+        before = sum(deleted.values())
+        for state, ended in found.items():
+            for batch_of in _batches(ended, batch):
+                if stop():
+                    return deleted
+                began = time.monotonic()
+                deleted[state] = deleted.get(state, 0) + _delete_ended(State(state), batch_of)
+                time.sleep(REST * (time.monotonic() - began))
+        # Rows that somebody has locked are left for the next time.
+        more = len(rows) == OWN_AT_ONCE and sum(deleted.values()) > before
+    return deleted
+
+
+def _batches(rows: list[Any], size: int) -> Iterator[list[Any]]:
+    return (rows[first : first + size] for first in range(0, len(rows), size))
+
+
+def _delete_ended(state: State, ended: list[tuple[uuid.UUID, datetime]]) -> int:
+    """Delete these tasks, as far as they are still as they had ended at these times."""
+    if state in settings.ARCHIVED:
+        ended = list(archive.write_these(state, [task_id for task_id, _ in ended]).items())
+    return _delete_as_seen(state, dict(ended))
+
+
+def _delete_as_seen(state: State, seen: dict[uuid.UUID, datetime]) -> int:
+    """Delete what is still as it was seen: somebody may have had a task retried meanwhile."""
+    with transaction.atomic():
+        as_seen = Task.objects.filter(pk__in=seen, state=state).select_for_update(skip_locked=True)
+        found = as_seen.order_by("pk").values_list("pk", "finished_at")
+        ids = [task_id for task_id, finished_at in found if finished_at == seen[task_id]]
+        _delete(ids)
+    return len(ids)
+
+
 def _age(given: timedelta | None, days: float) -> timedelta:
     """What was given, also if that is no time at all; else so many days."""
     return timedelta(days=days) if given is None else given
@@ -101,6 +157,7 @@ def oldest(state: State, age: timedelta, since: datetime) -> QuerySet[Task, Any]
     """(id, when it ended) of the tasks that ended in this state longer ago than ``age`` and not before
     ``since``, the oldest first, locked."""
     ended = Task.objects.filter(state=state, finished_at__lt=Now() - age, finished_at__gte=since)
+    ended = ended.filter(**{f"keep__{state.value}__age__isnull": True})  # the others have an age of their own
     free = ended.order_by("finished_at").select_for_update(skip_locked=True)
     return free.values_list("pk", "finished_at")
 
@@ -114,18 +171,16 @@ def _delete_batch(state: State, age: timedelta, since: datetime, batch: int) -> 
 
 
 def _archive_batch(state: State, age: timedelta, since: datetime, batch: int) -> tuple[int, datetime | None]:
-    """Write, then delete what is still as it was written: somebody may have had a task retried meanwhile."""
+    """Write, then delete what is still as it was written."""
     written = archive.write(state, age, since, batch)
-    with transaction.atomic():
-        as_written = Task.objects.filter(pk__in=written, state=state).select_for_update(skip_locked=True)
-        found = as_written.order_by("pk").values_list("pk", "finished_at")
-        ids = [task_id for task_id, finished_at in found if finished_at == written[task_id]]
-        _delete(ids)
+    deleted = _delete_as_seen(state, written)
     # A batch of which nothing could be deleted would be written again and again.
-    return len(ids), max(written.values()) if len(written) == batch and ids else None
+    return deleted, max(written.values()) if len(written) == batch and deleted else None
 
 
 def _delete(ids: list[uuid.UUID]) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement("note_pruned"), {"ids": ids})
     Task.objects.filter(pk__in=ids).delete()
     task_results.forget(ids)
 

@@ -29,6 +29,7 @@ def retry(task: Task, *, by: str = "") -> Task:
             worker_losses=0,
             orphaned=0,
             given_back=0,
+            snoozes=0,
             run_at=Now(),
             finished_at=None,
             expires_at=None,

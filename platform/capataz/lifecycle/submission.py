@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -12,7 +13,7 @@ import psycopg
 from django.conf import settings
 from django.db import transaction
 
-from capataz import database, handlers, sensitive
+from capataz import database, handlers, policy, sensitive
 from capataz import priority as priorities
 from capataz.errors import Conflict, Fault, InvalidSubmission, QueueFull
 from capataz.handlers import MAX_TIME_LIMIT, Handler
@@ -21,6 +22,7 @@ from capataz.models import Task
 from capataz.models.task import new_task_id
 from capataz.policy import MAX_ATTEMPTS
 from capataz.sql import statement
+from capataz.states import State
 
 MAX_DELAY = 10 * 366 * 24 * 3600.0
 MAX_FAULTS = 100
@@ -32,9 +34,29 @@ _NO_MATTER = frozenset(
     {"add_to_parent", "connection", "group_index", "parent_id", "periodic_task_name", "producer", "publisher"}
     | {"reply_to", "result_cls", "retry", "retry_policy", "root_id", "route_name", "router"}
 )
-_TRANSLATED = frozenset(
-    {"countdown", "eta", "expires", "priority", "queue", "soft_time_limit", "task_id", "time_limit"}
-)
+_SAME_IN_CELERY = {
+    "countdown": "delay",
+    "priority": "priority",
+    "queue": "queue",
+    "task_id": "key",
+    "time_limit": "time_limit",
+    "soft_time_limit": "soft_time_limit",
+}
+# Options that Celery does not have, by our names, and by those that clients of the REST API use.
+_OWN = {
+    "max_attempts": "max_attempts",
+    "maxAttempts": "max_attempts",
+    "attempts": "max_attempts",
+    "backoff": "backoff",
+    "remove_on_complete": "remove_on_complete",
+    "removeOnComplete": "remove_on_complete",
+    "remove_on_fail": "remove_on_fail",
+    "removeOnFail": "remove_on_fail",
+    "delay": "delay",
+    "timeout": "time_limit",
+    "priority": "priority",
+}
+_MILLISECONDS = frozenset({"delay", "timeout"})
 # Beyond the years 1 and 9999, which an offset can lead to, Python cannot read back what PostgreSQL keeps.
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
@@ -43,8 +65,9 @@ EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo
 class Submission:
     """What somebody asks for: a type and its data, and what differs from the handler's own policy.
 
-    ``delay`` and the limits are seconds. ``key`` is an id of the client's choice; one that is a UUID
-    becomes the id of the task itself.
+    ``delay`` and the limits are seconds. ``backoff`` and the removals have the forms that
+    ``policy.parse_backoff`` and ``policy.parse_removal`` take. ``key`` is an id of the client's choice; one
+    that is a UUID becomes the id of the task itself.
     """
 
     type: str
@@ -58,6 +81,9 @@ class Submission:
     max_attempts: int | None = None
     soft_time_limit: float | None = None
     time_limit: float | None = None
+    backoff: Any = None
+    remove_on_complete: Any = None
+    remove_on_fail: Any = None
     submitted_by: str | None = None
     schedule_id: int | None = None
     replay_of: uuid.UUID | None = None
@@ -82,6 +108,8 @@ class _Row:
     submitted_by: str | None
     schedule_id: int | None
     replay_of: uuid.UUID | None
+    backoff: str | None
+    keep: str | None
 
 
 def submit(type: str, data: Any = None, **options: Any) -> Task:
@@ -145,6 +173,7 @@ def _row(given: Submission) -> _Row:
         payload = known.parse({} if given.data is None else given.data)
         if len(payload.encode()) > settings.MAX_PAYLOAD:
             faults.append(Fault("data", "too_large", f"must be at most {settings.MAX_PAYLOAD} bytes of JSON"))
+        faults += _removal_faults(given, known)
     except InvalidSubmission as error:
         faults += error.faults
     if faults:
@@ -167,6 +196,8 @@ def _row(given: Submission) -> _Row:
         submitted_by=given.submitted_by,
         schedule_id=given.schedule_id,
         replay_of=given.replay_of,
+        backoff=policy.parse_backoff(given.backoff),
+        keep=_keep(given, known),
     )
 
 
@@ -180,18 +211,61 @@ def _option_faults(given: Submission) -> Iterator[Fault]:
         yield Fault("queue", "unknown_queue", f"must be one of {', '.join(sorted(known_queues()))}")
     if given.key is not None and not (0 < len(given.key) <= 255 and given.key.isprintable()):
         yield Fault("id", "bad_id", "must have 1 to 255 printable characters")
-    if given.delay is not None and not 0 <= given.delay <= MAX_DELAY:
+    if given.delay is not None and not (_is_number(given.delay) and 0 <= given.delay <= MAX_DELAY):
         yield Fault("delay", "out_of_range", f"must be 0 to {MAX_DELAY:.0f} seconds")
-    if given.max_attempts is not None and not 1 <= given.max_attempts <= MAX_ATTEMPTS:
+    if given.max_attempts is not None and not (
+        type(given.max_attempts) is int and 1 <= given.max_attempts <= MAX_ATTEMPTS
+    ):
         yield Fault("maxAttempts", "out_of_range", f"must be 1 to {MAX_ATTEMPTS}")
+    try:
+        policy.parse_backoff(given.backoff)
+    except ValueError as error:
+        yield Fault("backoff", "bad_backoff", str(error))
     for name, when in (("runAt", given.run_at), ("expiresAt", given.expires_at)):
         if when is not None and when.utcoffset() is None:
             yield Fault(name, "no_time_zone", "must carry a time zone, such as Z")
         elif when is not None and not EARLIEST <= when <= LATEST:
             yield Fault(name, "out_of_range", f"must lie between {EARLIEST:%Y} and {LATEST:%Y}")
     for name, limit in (("timeLimit", given.time_limit), ("softTimeLimit", given.soft_time_limit)):
-        if limit is not None and not 0 < limit <= MAX_TIME_LIMIT:
+        if limit is not None and not (_is_number(limit) and 0 < limit <= MAX_TIME_LIMIT):
             yield Fault(name, "out_of_range", f"must be above 0 and at most {MAX_TIME_LIMIT:.0f} seconds")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _removals(given: Submission) -> Iterator[tuple[str, State, Any]]:
+    """(its name on the wire, its outcome, what is asked) of each removal that is asked for."""
+    if given.remove_on_complete is not None:
+        yield "removeOnComplete", State.SUCCEEDED, given.remove_on_complete
+    if given.remove_on_fail is not None:
+        yield "removeOnFail", State.DEAD, given.remove_on_fail
+
+
+def _removal_faults(given: Submission, known: Handler[Any]) -> Iterator[Fault]:
+    """A client may ask for less than the handler and the settings keep, and not for more."""
+    for name, outcome, asked in _removals(given):
+        longest = max(
+            getattr(settings, f"KEEP_{outcome.name}_DAYS") * 24 * 3600.0,
+            known.keep.rules.get(outcome.value, {}).get("age", 0),
+        )
+        try:
+            rule = policy.parse_removal(asked)
+        except ValueError as error:
+            yield Fault(name, "bad_removal", str(error))
+            continue
+        if rule.get("age", 0) > longest:
+            yield Fault(name, "out_of_range", f"its age must be 0 to {longest:.0f} seconds")
+
+
+def _keep(given: Submission, known: Handler[Any]) -> str | None:
+    """The retention of its own that a task has, by outcome, as compact JSON; None if it has none."""
+    rules = dict(known.keep.rules)
+    for _, outcome, asked in _removals(given):
+        rules[outcome.value] = policy.parse_removal(asked)
+    rules = {outcome: rule for outcome, rule in rules.items() if rule}
+    return json.dumps(rules) if rules else None
 
 
 def known_queues() -> set[str]:
@@ -287,27 +361,56 @@ def from_celery(handler: Handler[Any], args: Any, kwargs: Any, options: Mapping[
 
 
 def asked_by_celery(handler: Handler[Any], args: Any, kwargs: Any, options: Mapping[str, Any]) -> Submission:
-    """What a Celery call of this handler asks for. Raises InvalidSubmission for what it cannot mean."""
-    _refuse_untranslated(options)
+    """What a Celery call of this handler asks for. Raises InvalidSubmission for what it cannot mean.
+
+    Options that Celery does not have may be given beside its own or, as a schedule has to, in ``headers``.
+    """
+    headers = options.get("headers") or {}
+    is_ours = isinstance(headers, Mapping) and set(headers) <= set(_OWN)
+    given = {name: value for name, value in options.items() if not (is_ours and name == "headers")}
+    _refuse_untranslated(given)
+    asked: list[tuple[str, str, Any]] = [
+        (name, field, given.get(name)) for name, field in _SAME_IN_CELERY.items()
+    ]
+    asked += [
+        (name, *_in_our_words(name, source[name]))
+        for source in (given, headers if is_ours else {})
+        for name in source
+        if name in _OWN
+    ]
     return Submission(
         type=handler.name,
         data=payload_of(args, kwargs),
         run_at=_moment("eta", options.get("eta")),
-        delay=options.get("countdown"),
         expires_at=_moment("expires", _from_now(options.get("expires"))),
-        priority=options.get("priority"),
-        queue=options.get("queue"),
-        key=options.get("task_id"),
-        time_limit=options.get("time_limit"),
-        soft_time_limit=options.get("soft_time_limit"),
+        **_without_contradiction(asked),
     )
+
+
+def _in_our_words(name: str, value: Any) -> tuple[str, Any]:
+    field = _OWN[name]
+    return field, value / 1000 if name in _MILLISECONDS and _is_number(value) else value
+
+
+def _without_contradiction(asked: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:
+    """The fields of a submission by what was asked under any of their names."""
+    found: dict[str, tuple[str, Any]] = {}
+    for name, field, value in asked:
+        if value is None:
+            continue
+        other, before = found.setdefault(field, (name, value))
+        if before != value:
+            raise InvalidSubmission([Fault(name, "ambiguous", f"contradicts {other}: give one of them")])
+    return {field: value for field, (_, value) in found.items()}
 
 
 def _refuse_untranslated(options: Mapping[str, Any]) -> None:
     faults = [
         Fault(name, "not_supported", "means nothing to a handler's task yet: leave it out")
         for name, value in options.items()
-        if value and name not in _TRANSLATED | _NO_MATTER and (name, value) != ("serializer", "json")
+        if value
+        and name not in {*_SAME_IN_CELERY, *_NO_MATTER, *_OWN, "eta", "expires"}
+        and (name, value) != ("serializer", "json")
     ]
     if faults:
         raise InvalidSubmission(faults)

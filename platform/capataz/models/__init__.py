@@ -3,6 +3,7 @@
 from capataz.models.attempt import Attempt, Outcome
 from capataz.models.event import Event
 from capataz.models.log_line import LogLine
+from capataz.models.pruned import Pruned
 from capataz.models.queue import Queue
 from capataz.models.rollup import Rollup
 from capataz.models.schedule import Schedule
@@ -15,6 +16,7 @@ __all__ = [
     "Event",
     "LogLine",
     "Outcome",
+    "Pruned",
     "Queue",
     "Role",
     "Rollup",

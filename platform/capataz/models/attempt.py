@@ -13,6 +13,7 @@ class Outcome(models.TextChoices):
     LOST = "lost", "Lost"  # its process, worker or host died
     GIVEN_BACK = "given_back", "Given back"  # its worker was asked to stop
     CANCELLED = "cancelled", "Cancelled"
+    SNOOZED = "snoozed", "Snoozed"  # its handler has put the task off
 
 
 class Attempt(models.Model):

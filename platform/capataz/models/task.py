@@ -69,6 +69,13 @@ class Task(models.Model):
         db_default=0, help_text="Workers that died holding it before it was shown as running."
     )
     given_back = models.SmallIntegerField(db_default=0, help_text="Times a stopping worker gave it back.")
+    snoozes = models.SmallIntegerField(db_default=0, help_text="Times its handler has put it off.")
+    backoff = models.TextField(
+        null=True, blank=True, help_text="How long it waits after a failure, instead of its handler's policy."
+    )
+    keep = models.JSONField(
+        null=True, blank=True, help_text="How long it is kept, by outcome, instead of the settings."
+    )
 
     run = models.BigIntegerField(null=True, blank=True)
     worker_id = models.BigIntegerField(null=True, blank=True)
@@ -133,6 +140,14 @@ class Task(models.Model):
             # Those of one queue, for its limit.
             models.Index(
                 "queue", name="capataz_task_later", condition=Q(state__in=["scheduled", "retrying"])
+            ),
+            # Those with a retention of their own, the newest of a type and outcome first.
+            models.Index(
+                "type",
+                "state",
+                models.F("finished_at").desc(),
+                name="capataz_task_kept",
+                condition=Q(keep__isnull=False, finished_at__isnull=False),
             ),
             # The oldest of an outcome, for pruning: whatever else is kept, and whatever ids clients chose.
             models.Index(

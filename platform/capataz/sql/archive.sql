@@ -8,6 +8,7 @@ SELECT task.id,
          WHERE state = %(state)s
            AND finished_at < now() - %(age)s
            AND finished_at >= %(since)s
+           AND keep -> state -> 'age' IS NULL
          ORDER BY finished_at
          LIMIT %(most)s) AS task
  CROSS JOIN LATERAL (SELECT coalesce(jsonb_agg(to_jsonb(one) ORDER BY one.id), '[]') AS list

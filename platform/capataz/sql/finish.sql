@@ -28,17 +28,19 @@ WITH outcome AS (
     UPDATE capataz_task AS task
        SET state = held.state,
            result = outcome.result::jsonb,
-           error = CASE WHEN outcome.outcome = 'given_back' THEN task.error ELSE outcome.error END,
+           error = CASE WHEN outcome.outcome IN ('given_back', 'snoozed') THEN task.error ELSE outcome.error END,
            cause = CASE WHEN held.state = 'dead' THEN outcome.cause END,
            attempts = task.attempts + (outcome.outcome IN ('succeeded', 'failed'))::int,
            losses = task.losses + (outcome.outcome = 'lost' AND outcome.started_ago IS NOT NULL)::int,
            given_back = task.given_back + outcome.counted::int,
+           snoozes = task.snoozes + (outcome.outcome = 'snoozed')::int,
            started_at = CASE WHEN outcome.started_ago IS NULL THEN task.started_at
                              ELSE now() - make_interval(secs => outcome.started_ago) END,
            finished_at = CASE WHEN held.state IN ('succeeded', 'dead', 'cancelled')
                               THEN now() - make_interval(secs => outcome.ended_ago) END,
            run_at = CASE held.state
                          WHEN 'retrying' THEN now() + make_interval(secs => outcome.delay)
+                         WHEN 'scheduled' THEN now() + make_interval(secs => outcome.delay)
                          WHEN 'queued' THEN now() END,
            run = NULL,
            worker_id = NULL,
@@ -79,6 +81,7 @@ WITH outcome AS (
           FROM moved
           JOIN outcome ON outcome.id = moved.id AND outcome.run = moved.run
          WHERE outcome.started_ago IS NOT NULL
+           AND outcome.outcome <> 'snoozed'  -- not an attempt, but a look whether it is time
       ) AS ended
      GROUP BY queue, type
 ), event AS (
@@ -87,6 +90,7 @@ WITH outcome AS (
            'task.' || CASE WHEN outcome.counted AND moved.given_back >= %(alert)s THEN 'givenBackOften'
                            WHEN outcome.outcome = 'given_back' AND moved.state = 'queued' THEN 'givenBack'
                            WHEN moved.state = 'queued' THEN outcome.outcome
+                           WHEN moved.state = 'scheduled' THEN 'snoozed'
                            ELSE moved.state END,
            moved.id, moved.worker_id, coalesce(moved.key, moved.id::text),
            jsonb_build_object('type', moved.type, 'attempts', moved.attempts,

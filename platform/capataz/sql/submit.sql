@@ -12,14 +12,14 @@ WITH limited AS (
 ), accepted AS (
     INSERT INTO capataz_task (
         id, key, type, queue, priority, state, payload, max_attempts, run_at, expires_at,
-        soft_time_limit, time_limit, submitted_by, schedule_id, replay_of
+        soft_time_limit, time_limit, submitted_by, schedule_id, replay_of, backoff, keep
     )
     SELECT new.id, new.key, new.type, new.queue, new.priority,
            CASE WHEN new.due > now() THEN 'scheduled' ELSE 'queued' END,
            new.payload::jsonb, new.max_attempts,
            CASE WHEN new.due > now() THEN new.due END,
            new.expires_at, new.soft_time_limit, new.time_limit, new.submitted_by, new.schedule_id,
-           new.replay_of
+           new.replay_of, new.backoff, new.keep::jsonb
       FROM (
         SELECT *, coalesce(given.run_at, now() + make_interval(secs => given.delay)) AS due
           FROM unnest(
@@ -27,11 +27,11 @@ WITH limited AS (
               %(priority)s::smallint[], %(payload)s::text[], %(max_attempts)s::smallint[],
               %(run_at)s::timestamptz[], %(delay)s::float8[], %(expires_at)s::timestamptz[],
               %(soft_time_limit)s::float8[], %(time_limit)s::float8[], %(submitted_by)s::text[],
-              %(schedule_id)s::bigint[], %(replay_of)s::uuid[]
+              %(schedule_id)s::bigint[], %(replay_of)s::uuid[], %(backoff)s::text[], %(keep)s::text[]
           ) AS given (
               id, key, type, queue, priority, payload, max_attempts, run_at, delay, expires_at,
               soft_time_limit, time_limit, submitted_by, schedule_id,
-              replay_of
+              replay_of, backoff, keep
           )
       ) AS new
      WHERE NOT EXISTS (SELECT FROM limited)

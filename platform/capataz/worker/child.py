@@ -27,8 +27,18 @@ from django.db import connections
 from pydantic import ValidationError
 
 from capataz import jsontext, sensitive
-from capataz.errors import CannotDecrypt, Discard, SoftTimeLimitExceeded, TaskCancelled
+from capataz.errors import (
+    CannotDecrypt,
+    Discard,
+    Discarded,
+    RetryIn,
+    Snoozed,
+    SoftTimeLimitExceeded,
+    TaskCancelled,
+    Verdict,
+)
 from capataz.handlers import Handler, RunningTask, find
+from capataz.policy import Retry, asked_wait
 from capataz.worker.capture import Capture
 from capataz.worker.channel import Channel
 
@@ -54,7 +64,9 @@ class Wear:
 
 
 STEP, PROGRESS, LOG = "step", "progress", "log"
-SUCCEEDED, FAILED, INTERRUPTED = "succeeded", "failed", "interrupted"
+SUCCEEDED, FAILED, INTERRUPTED, SNOOZED = "succeeded", "failed", "interrupted", "snoozed"
+
+_VERDICTS = {RetryIn: "to be tried again in {:g} s", Snoozed: "snoozed for {:g} s", Discarded: "discarded"}
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -120,22 +132,22 @@ def run_bundle(pipe: int, serial: int, task_type: str, items: list[tuple[Any, ..
 
 
 def _outcome(handler: Handler[Any], serial: int, index: int, item: tuple[Any, ...]) -> tuple[Any, ...]:
-    """(how it ended, result, error, traceback, retryable) of one task. Never raises."""
+    """(how it ended, result, error, traceback, retryable, seconds to wait) of one task. Never raises."""
     try:
         with _captured(handler, serial, index, item), _interruptions(item[4]):
             value = _call(handler, serial, index, item)
     except BaseException as error:
         if terminate_handler_fired():
             _die_of_sigterm()
-        return _failure(error, _scrubber(handler, item))
+        return _failure(error, _scrubber(handler, item), handler.retry, item[2])
     finally:
         _leave_no_transaction()
     try:
         text = jsontext.dumps(value, limit=settings.MAX_RESULT)
         result = sensitive.seal(text, handler.sensitive, sensitive.RESULT, uuid.UUID(bytes=item[0]))
-        return SUCCEEDED, result, None, None, True
+        return SUCCEEDED, result, None, None, True, None
     except ValueError as error:
-        return FAILED, None, f"the result cannot be stored: {error}", None, True
+        return FAILED, None, f"the result cannot be stored: {error}", None, True, None
 
 
 def _call(handler: Handler[Any], serial: int, index: int, item: tuple[Any, ...]) -> Any:
@@ -182,15 +194,37 @@ def _celery_context(handler: Handler[Any], running: RunningTask) -> Iterator[dic
         task.pop_request()
 
 
-def _failure(error: BaseException, scrub: Callable[[str], str]) -> tuple[Any, ...]:
+def _failure(
+    error: BaseException, scrub: Callable[[str], str], retry: Retry, failures: int
+) -> tuple[Any, ...]:
     said = _describe(error)
     lines = "".join(tracebacks.format_exception(error, limit=-30))
     for each in _with_causes(error):
         if isinstance(each, ValidationError):  # its own text has shortened values in it
             lines = lines.replace(str(each), _describe(each))
     text = jsontext.printable(scrub(said), ERROR_LENGTH)
+    retryable, delay = _again(error, retry, failures)
+    if isinstance(error, Verdict):  # nothing went wrong: where it was said is of no interest
+        return SNOOZED if isinstance(error, Snoozed) else FAILED, None, text, None, retryable, delay
     how = INTERRUPTED if isinstance(error, TaskCancelled) else FAILED
-    return how, None, text, jsontext.printable(scrub(lines), TRACEBACK_LENGTH), not isinstance(error, Discard)
+    return how, None, text, jsontext.printable(scrub(lines), TRACEBACK_LENGTH), retryable, delay
+
+
+def _again(error: BaseException, retry: Retry, failures: int) -> tuple[bool, float | None]:
+    """(whether this failure is worth another attempt, the seconds to wait if it says so itself).
+
+    What the handler has decided comes first, then whether its rule for this class lets it be tried again,
+    then what the exception asks for, and then how long the rule waits.
+    """
+    if isinstance(error, Verdict):
+        return not isinstance(error, Discarded), error.seconds
+    rule = retry.rule_for(error)
+    if isinstance(error, Discard) or (rule is not None and not rule.allows(failures)):
+        return False, None
+    asked = asked_wait(error)
+    if asked is None and rule is not None:
+        asked = rule.delay(failures).total_seconds()
+    return True, asked
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -206,6 +240,8 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, SoftTimeLimitExceeded):
         return str(error)
     try:
+        if isinstance(error, Verdict):
+            return _VERDICTS[type(error)].format(error.seconds) + (f": {error}" if str(error) else "")
         if isinstance(error, ValidationError):
             faults = error.errors(include_url=False, include_context=False, include_input=False)
             said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in faults)

@@ -17,6 +17,7 @@ _EVENT = {
     Ending.LOST: "task-failed",
     Ending.GIVEN_BACK: "task-rejected",
     Ending.CANCELLED: "task-revoked",
+    Ending.SNOOZED: "task-rejected",
 }
 
 

@@ -18,6 +18,7 @@ class Ending(enum.Enum):
     LOST = "lost"  # its own process died
     GIVEN_BACK = "given_back"  # the worker stops, or took it back to let others have it
     CANCELLED = "cancelled"
+    SNOOZED = "snoozed"  # its handler has put it off
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +38,8 @@ class Held:
     time_limit: float
     bundle: Bundle
     index: int
+    snoozes: int = 0
+    backoff: str | None = None
     started: float | None = None  # seconds of the machine's monotonic clock, from the child
     ended: bool = False
     stop_reason: Ending | None = None  # why its process is about to be killed
@@ -47,8 +50,8 @@ class Held:
 
     @property
     def starts(self) -> int:
-        """The how-manieth start the next one is, lost ones included."""
-        return self.attempts + self.losses + self.worker_losses + 1
+        """The how-manieth start the next one is, those that were lost or snoozed included."""
+        return self.attempts + self.losses + self.worker_losses + self.snoozes + 1
 
 
 @dataclass(slots=True, eq=False)
@@ -85,4 +88,5 @@ class Ended:
     error: str | None = None
     traceback: str | None = None
     retryable: bool = True
+    delay: float | None = None  # seconds that the failure, or its handler, asks to wait
     counted: bool = False  # a give-back that the task's row counts

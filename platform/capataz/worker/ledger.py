@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import psycopg
+from django.conf import settings
 from psycopg import errors as pg
 
 from capataz import handlers
@@ -28,6 +29,7 @@ from capataz.database import Connection, Session
 from capataz.lifecycle import execution, presence, wakeup
 from capataz.lifecycle.execution import Finish, Grant
 from capataz.models import Outcome
+from capataz.policy import own_backoff
 from capataz.states import State
 from capataz.worker.holding import Bundle, Ended, Ending, Held
 
@@ -342,6 +344,8 @@ class Ledger(threading.Thread):
                 time_limit=grant.time_limit or handler.time_limit,
                 bundle=bundle,
                 index=index,
+                snoozes=grant.snoozes,
+                backoff=grant.backoff,
             )
             bundle.items.append(held)
             self.held[held.run] = held
@@ -531,12 +535,15 @@ def _fate(ended: Ended) -> tuple[State, Outcome, float, str | None]:
             return State.SUCCEEDED, Outcome.SUCCEEDED, 0.0, None
         case Ending.FAILED:
             state, delay = execution.after_failure(
-                held.handler.retry,
+                own_backoff(held.backoff) if held.backoff else held.handler.retry,
                 attempts=held.attempts + 1,
                 max_attempts=held.max_attempts,
                 retryable=ended.retryable,
+                delay=ended.delay,
             )
             return state, Outcome.FAILED, delay, ended.error
+        case Ending.SNOOZED:
+            return _fate_of_snoozed(ended)
         case Ending.LOST:
             losses = held.losses + 1
             state, error = execution.after_loss(losses), ended.error
@@ -547,6 +554,13 @@ def _fate(ended: Ended) -> tuple[State, Outcome, float, str | None]:
             return State.CANCELLED, Outcome.CANCELLED, 0.0, ended.error
         case Ending.GIVEN_BACK:
             return State.QUEUED, Outcome.GIVEN_BACK, 0.0, ended.error
+
+
+def _fate_of_snoozed(ended: Ended) -> tuple[State, Outcome, float, str | None]:
+    snoozes = ended.held.snoozes
+    if snoozes < settings.MAX_SNOOZES:
+        return State.SCHEDULED, Outcome.SNOOZED, ended.delay or 0.0, ended.error
+    return State.DEAD, Outcome.FAILED, 0.0, f"has been snoozed {snoozes} times, which is the most"
 
 
 def cannot_be_stored(ended: Ended) -> Ended:

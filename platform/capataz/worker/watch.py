@@ -22,7 +22,7 @@ from django.conf import settings
 from capataz.lifecycle.recovery import LOOK
 from capataz.servers import SILENT_PEER
 from capataz.worker.channel import Channel
-from capataz.worker.child import INTERRUPTED, LOG, PROGRESS, SUCCEEDED
+from capataz.worker.child import INTERRUPTED, LOG, PROGRESS, SNOOZED, SUCCEEDED
 from capataz.worker.holding import Bundle, Ended, Ending, Held
 
 # A bundle whose current task runs longer than this gives its other tasks to idle children.
@@ -41,6 +41,9 @@ UNBEGUN = 5.0  # seconds
 UNHEARD = 2.0  # seconds
 # A cancelled handler has this long to clean up before its process is killed.
 CANCEL_GRACE = 5.0  # seconds
+
+# What a child says of a task that it has ended itself; everything else is a failure.
+_ENDINGS = {SUCCEEDED: Ending.SUCCEEDED, SNOOZED: Ending.SNOOZED}
 
 _log = logging.getLogger(__name__)
 
@@ -218,14 +221,16 @@ class Watch(threading.Thread):
         error: str | None,
         traceback: str | None,
         retryable: bool,
+        delay: float | None,
         at: float,
     ) -> None:
-        ending = Ending.SUCCEEDED if how == SUCCEEDED else Ending.FAILED
+        ending = _ENDINGS.get(how, Ending.FAILED)
         if how != SUCCEEDED and held.stop_reason is not None:
             ending, error = held.stop_reason, held.stop_text
         elif how == INTERRUPTED:  # the signal was meant for the task before it
             ending = Ending.GIVEN_BACK
-        self._end(held, ending, at=at, result=result, error=error, traceback=traceback, retryable=retryable)
+        told = {"error": error, "traceback": traceback, "retryable": retryable, "delay": delay}
+        self._end(held, ending, at=at, result=result, **told)
 
     def _end(self, held: Held, ending: Ending, *, at: float | None = None, **details: Any) -> None:
         if not held.ended:
