@@ -87,6 +87,14 @@ class Discarded(Verdict):
     """The task is not worth repeating."""
 
 
+class TaskError(CapatazError):
+    """A task that somebody waited for did not succeed; says why. ``state`` is None if it is not there."""
+
+    def __init__(self, task_id: str, state: str | None, error: str) -> None:
+        self.task_id, self.state, self.error = task_id, state, error
+        super().__init__(error)
+
+
 class TaskCancelled(BaseException):
     """Raised inside a running handler whose task was cancelled.
 

@@ -24,7 +24,7 @@ MAX_AGE = 36500 * 24 * 3600.0
 OUTCOMES = ("succeeded", "dead", "cancelled", "expired")
 JITTERS = ("full", "none")
 
-Rules = Mapping[type[BaseException], "Retry"]
+Rules = Mapping[Any, "Retry"]  # by classes of exceptions
 
 
 @dataclass(frozen=True)

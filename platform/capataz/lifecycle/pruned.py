@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from django.conf import settings
 
 from capataz import handlers
+from capataz.database import database_now
 from capataz.models import Attempt, Event, Pruned
 from capataz.states import FINAL, State
 
@@ -65,7 +66,7 @@ def _of_id(task_id: uuid.UUID) -> Trace | None:
         return None
     made = datetime.fromtimestamp((task_id.int >> 80) / 1000, UTC)
     longest = max(_days(state) for state in FINAL)
-    if made + timedelta(days=longest) > datetime.now(UTC):
+    if made + timedelta(days=longest) > database_now():
         return None
     return Trace(f"no ended task is kept for longer than {longest:g} days")
 

@@ -387,6 +387,22 @@ def asked_by_celery(handler: Handler[Any], args: Any, kwargs: Any, options: Mapp
     )
 
 
+def asked_on_the_wire(task: Mapping[str, Any]) -> Submission:
+    """What an object with ``type``, ``data``, ``id`` and options, by their names on the wire, asks for.
+
+    Raises InvalidSubmission for a name that it does not know.
+    """
+    known = {"type": "type", "data": "data", "payload": "data", "id": "key", "queue": "queue"}
+    faults = [Fault(name, "unknown", "is not known here") for name in task if name not in {*known, *_OWN}]
+    if "type" not in task:
+        faults.append(Fault("type", "missing", "must be given"))
+    if faults:
+        raise InvalidSubmission(faults)
+    asked = [(name, known[name], value) for name, value in task.items() if name in known]
+    asked += [(name, *_in_our_words(name, value)) for name, value in task.items() if name in _OWN]
+    return Submission(**_without_contradiction(asked))
+
+
 def _in_our_words(name: str, value: Any) -> tuple[str, Any]:
     field = _OWN[name]
     return field, value / 1000 if name in _MILLISECONDS and _is_number(value) else value
