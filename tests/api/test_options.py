@@ -11,6 +11,7 @@ import pytest
 from django.db.models import F
 
 from capataz import handlers
+from capataz.database import database_now
 from capataz.errors import InvalidSubmission
 from capataz.lifecycle.retention import prune
 from capataz.lifecycle.submission import submit
@@ -32,9 +33,10 @@ KEEP = {"succeeded": {"count": 100}, "dead": {"age": 3600, "count": 1000}}
 
 
 def is_as_asked(task: Task) -> bool:
-    waits = (task.run_at - task.created_at).total_seconds() if task.run_at else 0
+    in_the_same_transaction = database_now()
+    waits = task.run_at and task.run_at - in_the_same_transaction
     found = (task.priority, task.time_limit, task.max_attempts, json.loads(task.backoff or ""), task.keep)
-    return found == (8, 60, 4, ASKED["backoff"], KEEP) and 4 < waits <= 5
+    return found == (8, 60, 4, ASKED["backoff"], KEEP) and waits == timedelta(seconds=5)
 
 
 def test_every_option_reaches_the_task(producer: Caller, viewer: Caller) -> None:
