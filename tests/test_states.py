@@ -25,9 +25,12 @@ def test_every_state_can_be_reached_from_a_new_task() -> None:
     assert reachable_from(STARTS) == set(State)
 
 
-@pytest.mark.parametrize("state", [State.SCHEDULED, State.BLOCKED])
-def test_nothing_goes_back_to_where_only_new_tasks_are(state: State) -> None:
-    assert COMES_FROM[state] == frozenset()
+def test_nothing_goes_back_to_where_only_new_tasks_are() -> None:
+    assert COMES_FROM[State.BLOCKED] == frozenset()
+
+
+def test_a_task_waits_for_a_time_only_before_its_turn() -> None:
+    assert COMES_FROM[State.SCHEDULED] == {State.QUEUED}
 
 
 def test_the_moves_into_every_state_are_declared() -> None:

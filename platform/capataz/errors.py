@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 
 class CapatazError(Exception):
@@ -32,7 +33,11 @@ class IllegalMove(CapatazError):
 
 
 class Conflict(CapatazError):
-    """What was asked for contradicts what is already there."""
+    """What was asked for contradicts what is already there; ``holder`` is the task that is, if known."""
+
+    def __init__(self, detail: str, *, holder: UUID | None = None) -> None:
+        self.holder = holder
+        super().__init__(detail)
 
 
 class QueueFull(CapatazError):

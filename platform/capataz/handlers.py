@@ -13,7 +13,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 from django.conf import settings
 from pydantic import TypeAdapter, ValidationError
 
-from capataz import jsontext
+from capataz import jsontext, uniqueness
 from capataz import priority as priorities
 from capataz import sensitive as sensitivity
 from capataz.errors import (
@@ -26,6 +26,7 @@ from capataz.errors import (
     TaskCancelled,
 )
 from capataz.policy import MAX_DELAY, Keep, Retry, exponential
+from capataz.uniqueness import Policy as UniquePolicy
 
 TYPE_NAME = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 QUEUE_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
@@ -136,6 +137,7 @@ class Handler(Generic[Payload]):
     role: str
     cancel_grace: float
     keep: Keep
+    unique: UniquePolicy | None
 
     def __call__(self, task: RunningTask, payload: Payload) -> Any:
         """Run the function here and now, without a task."""
@@ -198,6 +200,7 @@ def handler(
     time_limit: float = 300,
     exclusive: bool = False,
     sensitive: Sequence[str] = (),
+    unique: UniquePolicy | None = None,
     public: Sequence[str] = (),
     role: str = "producer",
     cancel_grace: float = 0,
@@ -209,6 +212,7 @@ def handler(
     object is accepted. Limits are seconds. An ``exclusive`` handler is killed by a worker that has been
     cut off from PostgreSQL for so long that its tasks are about to be run elsewhere; without it, a
     partition of the network may let a task run beside its successor until the worker is back.
+    ``unique`` says which tasks are the same one, and what becomes of the second.
     ``sensitive`` values, named by paths such as ``payload.password`` or ``result``, are encrypted in the
     rows and masked where they are shown; ``public`` ones are shown although their names sound secret.
     ``role`` is the least that a caller of the API needs for submitting: producer, operator or admin.
@@ -232,11 +236,16 @@ def handler(
     except ValueError as error:
         raise ConfigurationError(f"priority of {name!r} {error}") from None
 
+    adapter: TypeAdapter[Any] = TypeAdapter(dict[str, Any] if payload is None else payload)
+    if unique is not None:
+        for detail in unique_faults(unique, adapter, values):
+            raise ConfigurationError(f"unique of {name!r}: {detail}")
+
     def register(function: Callable[[RunningTask, Any], Any]) -> Handler[Any]:
         made: Handler[Any] = Handler(
             name=name,
             function=function,
-            payload=TypeAdapter(dict[str, Any] if payload is None else payload),
+            payload=adapter,
             queue=queue,
             priority=own_priority,
             retry=retry or _default_retry(),
@@ -247,6 +256,7 @@ def handler(
             role=role,
             cancel_grace=cancel_grace,
             keep=keep or Keep(),
+            unique=unique,
         )
         _registry[name] = made
         for listener in _listeners:
@@ -269,6 +279,16 @@ def find(name: str) -> Handler[Any]:
         known = ", ".join(sorted(_registry))
         detail = f"no handler is registered as {name!r}; known types: {known}"
         raise InvalidSubmission([Fault("type", "unknown_type", detail)]) from None
+
+
+def unique_faults(
+    policy: UniquePolicy, payload: TypeAdapter[Any], values: sensitivity.Declared
+) -> Iterator[str]:
+    """Why tasks with such a payload cannot be unique in this way."""
+    if policy.replaces and values.touches(sensitivity.PAYLOAD):
+        yield "a payload with sensitive values is bound to its task, and cannot be given to another"
+    for path in uniqueness.unknown_paths(policy, payload.json_schema(by_alias=True)) if policy.by else ():
+        yield f"by names {path}, which the payload does not have"
 
 
 def declared_sensitive(name: str) -> sensitivity.Declared:

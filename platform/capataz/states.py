@@ -27,7 +27,7 @@ FINAL = frozenset({State.SUCCEEDED, State.DEAD, State.CANCELLED, State.EXPIRED})
 UNFINISHED = frozenset(State) - FINAL
 
 COMES_FROM: dict[State, frozenset[State]] = {
-    State.SCHEDULED: HELD,  # snoozed
+    State.SCHEDULED: HELD | {State.QUEUED},  # snoozed, or replaced by a later one
     State.BLOCKED: frozenset(),
     State.QUEUED: frozenset(
         {State.SCHEDULED, State.BLOCKED, State.RETRYING, State.CLAIMED, State.RUNNING, State.DEAD}

@@ -224,6 +224,11 @@ def _unavailable(error: Exception) -> Problem:
     return Problem(503, "database_unavailable", "The database cannot be reached now.", headers=headers)
 
 
+def _conflict(error: Conflict) -> Problem:
+    holder = {} if error.holder is None else {"id": str(error.holder)}
+    return Problem(409, "conflict", str(error), **holder)
+
+
 def _queue_full(error: QueueFull) -> Problem:
     """The platform's own excess, not the caller's: 503 and not 429."""
     headers = {"Retry-After": str(error.retry_after)}
@@ -253,7 +258,7 @@ _TRANSLATIONS: Sequence[tuple[Any, Callable[[Any], Problem]]] = (
     (InvalidSubmission, _invalid_submission),
     (ValidationError, _invalid_request),
     (IllegalMove, lambda error: Problem(409, "illegal_move", str(error))),
-    (Conflict, lambda error: Problem(409, "conflict", str(error))),
+    (Conflict, _conflict),
     (QueueFull, _queue_full),
     (CannotDecrypt, lambda error: Problem(409, "cannot_decrypt", f"This cannot be shown: {error}.")),
     (HttpError, _http_error),

@@ -169,6 +169,16 @@ class TaskIn(Request):
     remove_on_fail: Annotated[
         Removal, Field(description="The same, once it is a dead letter; age is in seconds.")
     ] = None
+    unique: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="Instead of the type's own: mode (return, reject, replace, throttle, debounce), by, "
+            "states, periodMs, trailing, waitMs, maxWaitMs, factor, after, longestMs."
+        ),
+    ] = None
+    unique_key: Annotated[
+        StrictStr | None, Field(description="What the task is unique by, instead of its data.")
+    ] = None
 
     @model_validator(mode="wrap")
     @classmethod
@@ -233,6 +243,8 @@ class TaskIn(Request):
             remove_on_complete=self.remove_on_complete,
             remove_on_fail=self.remove_on_fail,
             submitted_by=by,
+            unique=self.unique,
+            unique_key=self.unique_key,
         )
 
 
@@ -496,6 +508,10 @@ class TypeOut(Answer):
     limits: LimitsOut
     keep: Annotated[
         dict[str, Any], Field(description="How long, or how many, ended tasks are kept, by outcome.")
+    ]
+    unique: Annotated[
+        dict[str, Any] | None,
+        Field(description="Which tasks are the same one, and what becomes of the second."),
     ]
     sensitive: Annotated[list[str], Field(description="Paths of values that are encrypted and masked.")]
     payload_schema: Annotated[dict[str, Any], Field(description="JSON Schema of data.")]

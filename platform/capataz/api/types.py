@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from ninja import Router
 from ninja.responses import codes_4xx
 
-from capataz import handlers
+from capataz import handlers, uniqueness
 from capataz.api.auth import Allows
 from capataz.api.schemas import ProblemOut, TypeOut
 from capataz.api.wire import answer
@@ -52,6 +52,7 @@ def _document(handler: Handler[Any]) -> dict[str, Any]:
             "softMs": None if handler.soft_time_limit is None else round(handler.soft_time_limit * 1000),
             "hardMs": round(handler.time_limit * 1000),
         },
+        "unique": handler.unique and uniqueness.document(handler.unique),
         "sensitive": handler.sensitive.paths,
         "payloadSchema": handler.payload.json_schema(by_alias=True),
     }

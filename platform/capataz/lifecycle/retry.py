@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
+from django.db.models import Case, F, When
 from django.db.models.functions import Now
 
 from capataz import database
@@ -21,24 +22,7 @@ def retry(task: Task, *, by: str = "") -> Task:
     """
     with transaction.atomic():
         database.be_impatient()
-        ended = Task.objects.filter(pk=task.pk, state__in=RETRYABLE)
-        moved = ended.update(
-            state=State.QUEUED,
-            attempts=0,
-            losses=0,
-            worker_losses=0,
-            orphaned=0,
-            given_back=0,
-            snoozes=0,
-            run_at=Now(),
-            finished_at=None,
-            expires_at=None,
-            cancel_requested_at=None,
-            error=None,
-            cause=None,
-            progress=None,
-            progress_message=None,
-        )
+        moved = _queue_again(task)
         if not moved:
             task.refresh_from_db()
             raise IllegalMove(f"task {task} cannot be retried: it is {task.state}")
@@ -47,3 +31,31 @@ def retry(task: Task, *, by: str = "") -> Task:
         transaction.on_commit(wakeup.ring)
     task.refresh_from_db()
     return task
+
+
+def _queue_again(task: Task) -> int:
+    """How many tasks were moved. Raises IllegalMove if another task has this one's unique key by now."""
+    ended = Task.objects.filter(pk=task.pk, state__in=RETRYABLE)
+    is_over = When(unique_until__lte=Now(), then=None)
+    try:
+        with transaction.atomic():
+            return ended.update(
+                unique_key=Case(is_over, default=F("unique_key")),
+                state=State.QUEUED,
+                attempts=0,
+                losses=0,
+                worker_losses=0,
+                orphaned=0,
+                given_back=0,
+                snoozes=0,
+                run_at=Now(),
+                finished_at=None,
+                expires_at=None,
+                cancel_requested_at=None,
+                error=None,
+                cause=None,
+                progress=None,
+                progress_message=None,
+            )
+    except IntegrityError:
+        raise IllegalMove(f"task {task} cannot be retried: another task holds its unique key") from None

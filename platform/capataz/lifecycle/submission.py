@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,16 +13,18 @@ import psycopg
 from django.conf import settings
 from django.db import transaction
 
-from capataz import database, handlers, policy, sensitive
+from capataz import database, handlers, policy, sensitive, uniqueness
 from capataz import priority as priorities
-from capataz.errors import Conflict, Fault, InvalidSubmission, QueueFull
+from capataz.errors import ConfigurationError, Conflict, Fault, InvalidSubmission, QueueFull
 from capataz.handlers import MAX_TIME_LIMIT, Handler
-from capataz.lifecycle import wakeup
+from capataz.lifecycle import unique_keys, wakeup
 from capataz.models import Task
 from capataz.models.task import new_task_id
 from capataz.policy import MAX_ATTEMPTS
 from capataz.sql import statement
 from capataz.states import State
+from capataz.uniqueness import Debounce, Throttle, Unique
+from capataz.uniqueness import Policy as UniquePolicy
 
 MAX_DELAY = 10 * 366 * 24 * 3600.0
 MAX_FAULTS = 100
@@ -55,9 +57,13 @@ _OWN = {
     "delay": "delay",
     "timeout": "time_limit",
     "priority": "priority",
+    "unique": "unique",
+    "unique_key": "unique_key",
+    "uniqueKey": "unique_key",
 }
 _MILLISECONDS = frozenset({"delay", "timeout"})
 # Beyond the years 1 and 9999, which an offset can lead to, Python cannot read back what PostgreSQL keeps.
+UNIQUE_POLICIES = (Unique, Throttle, Debounce)
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
@@ -67,7 +73,8 @@ class Submission:
 
     ``delay`` and the limits are seconds. ``backoff`` and the removals have the forms that
     ``policy.parse_backoff`` and ``policy.parse_removal`` take. ``key`` is an id of the client's choice; one
-    that is a UUID becomes the id of the task itself.
+    that is a UUID becomes the id of the task itself. ``unique`` is a policy, or its document in the API's
+    words, instead of the handler's own; ``unique_key`` is what the task is unique by, instead of its payload.
     """
 
     type: str
@@ -87,6 +94,8 @@ class Submission:
     submitted_by: str | None = None
     schedule_id: int | None = None
     replay_of: uuid.UUID | None = None
+    unique: UniquePolicy | Mapping[str, Any] | None = None
+    unique_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,11 @@ class _Row:
     replay_of: uuid.UUID | None
     backoff: str | None
     keep: str | None
+    unique_key: str | None
+    unique_scope: str | None
+    unique_period: float | None
+    unique: UniquePolicy | None
+    id_is_given: bool
 
 
 def submit(type: str, data: Any = None, **options: Any) -> Task:
@@ -118,8 +132,8 @@ def submit(type: str, data: Any = None, **options: Any) -> Task:
     ``options`` are the fields of ``Submission``. With a ``key`` that is taken by a task of the same
     type and payload, that task is returned.
 
-    Raises InvalidSubmission naming every fault, Conflict if ``key`` is taken by another task, and QueueFull
-    if its queue has a limit and no room.
+    Raises InvalidSubmission naming every fault, Conflict if ``key`` is taken by another task or the task is
+    not unique and may not be so, and QueueFull if its queue has a limit and no room.
     """
     [task_id] = submit_many([Submission(type=type, data=data, **options)])
     return Task.objects.get(pk=task_id)
@@ -134,9 +148,15 @@ def submit_many(submissions: Iterable[Submission]) -> list[uuid.UUID]:
     rows = _checked(list(submissions))
     if not rows:
         return []
+    if any(row.unique_key is not None for row in rows):
+        return unique_keys.unless_deadlocked(lambda: _insert_and_ring(rows))
     with transaction.atomic():
-        ids = _insert(rows)
-        transaction.on_commit(wakeup.ring)
+        return _insert_and_ring(rows)
+
+
+def _insert_and_ring(rows: list[_Row]) -> list[uuid.UUID]:
+    ids = _insert(rows)
+    transaction.on_commit(wakeup.ring)
     return ids
 
 
@@ -170,6 +190,7 @@ def _row(given: Submission) -> _Row:
     faults = list(_option_faults(given))
     try:
         known = handlers.find(given.type)
+        faults += _unique_faults(given, known)
         payload = known.parse({} if given.data is None else given.data)
         if len(payload.encode()) > settings.MAX_PAYLOAD:
             faults.append(Fault("data", "too_large", f"must be at most {settings.MAX_PAYLOAD} bytes of JSON"))
@@ -180,16 +201,19 @@ def _row(given: Submission) -> _Row:
         raise InvalidSubmission(faults)
     own_id = _as_uuid(given.key)
     task_id = own_id or new_task_id()
+    unique = _unique(given, known)
+    waits = unique.wait if isinstance(unique, Debounce) else None
+    queue = given.queue or known.queue
     return _Row(
         id=task_id,
         key=None if own_id else given.key,
         type=known.name,
-        queue=given.queue or known.queue,
+        queue=queue,
         priority=known.priority if given.priority is None else priorities.parse(given.priority),
         payload=sensitive.seal(payload, known.sensitive, sensitive.PAYLOAD, task_id),
         max_attempts=given.max_attempts or known.retry.attempts,
         run_at=given.run_at,
-        delay=given.delay or 0.0,
+        delay=waits or given.delay or 0.0,
         expires_at=given.expires_at,
         soft_time_limit=given.soft_time_limit,
         time_limit=given.time_limit,
@@ -198,7 +222,51 @@ def _row(given: Submission) -> _Row:
         replay_of=given.replay_of,
         backoff=policy.parse_backoff(given.backoff),
         keep=_keep(given, known),
+        unique_key=unique
+        and uniqueness.key_of(
+            unique,
+            type=known.name,
+            queue=queue,
+            payload=payload,
+            explicit=given.unique_key,
+            is_secret=known.sensitive.touches(sensitive.PAYLOAD),
+        ),
+        unique_scope=unique and unique.scope,
+        unique_period=unique and unique.holds_for,
+        unique=unique,
+        id_is_given=own_id is not None,
     )
+
+
+def _unique(given: Submission, known: Handler[Any]) -> UniquePolicy | None:
+    """The policy that this submission follows. Raises ConfigurationError for a document that is none."""
+    if isinstance(given.unique, Mapping):
+        return uniqueness.from_document(given.unique)
+    return given.unique or known.unique or (None if given.unique_key is None else Unique())
+
+
+def _unique_faults(given: Submission, known: Handler[Any]) -> Iterator[Fault]:
+    for detail in uniqueness.faults_of_key(given.unique_key):
+        yield Fault("uniqueKey", "bad_key", detail)
+    if given.unique is not None and not isinstance(given.unique, (*UNIQUE_POLICIES, Mapping)):
+        yield Fault("unique", "bad_policy", "must be a Unique, Throttle or Debounce, or its document")
+        return
+    try:
+        policy = _unique(given, known)
+    except ConfigurationError as error:
+        yield Fault("unique", "bad_policy", str(error))
+        return
+    if policy is None:
+        return
+    if given.unique is not None:
+        for detail in handlers.unique_faults(policy, known.payload, known.sensitive):
+            yield Fault("unique", "bad_policy", detail)
+    if isinstance(policy, Debounce):
+        for name, value in (("runAt", given.run_at), ("delay", given.delay)):
+            if value is not None:
+                yield Fault(
+                    name, "ambiguous", "means nothing beside a debounce, which says when the task runs"
+                )
 
 
 def _option_faults(given: Submission) -> Iterator[Fault]:
@@ -274,8 +342,7 @@ def known_queues() -> set[str]:
 
 
 def _insert(rows: list[_Row]) -> list[uuid.UUID]:
-    names = [field.name for field in fields(_Row)]
-    columns = {name: [getattr(row, name) for row in rows] for name in names}
+    columns = _columns(rows)
     accepted, limits = _accept(columns, sure_of_room=False)
     if limits:
         _make_sure_of_room(rows, limits)
@@ -283,9 +350,23 @@ def _insert(rows: list[_Row]) -> list[uuid.UUID]:
     # An accepted id is used up: where two rows of one call name it, the second must be the same task.
     taken = [place for place, row in enumerate(rows) if not _use_up(row.id, accepted)]
     ids = [row.id for row in rows]
-    for place, task_id in zip(taken, _same_tasks([rows[place] for place in taken]), strict=True):
+    unique = [place for place in taken if rows[place].unique_key is not None]
+    plain = [place for place in taken if rows[place].unique_key is None]
+    ids_of_plain = _same_tasks([rows[place] for place in plain])
+    ids_of_unique = unique_keys.settle([rows[place] for place in unique], _insert_again, _same_tasks)
+    for place, task_id in [*zip(plain, ids_of_plain, strict=True), *zip(unique, ids_of_unique, strict=True)]:
         ids[place] = task_id
     return ids
+
+
+def _insert_again(rows: Sequence[_Row]) -> set[uuid.UUID]:
+    """The ids that went in this time; there was room for them the first time."""
+    accepted, _ = _accept(_columns(rows), sure_of_room=True)
+    return accepted
+
+
+def _columns(rows: Sequence[_Row]) -> dict[str, Any]:
+    return {field.name: [getattr(row, field.name) for row in rows] for field in fields(_Row)}
 
 
 def _accept(columns: dict[str, Any], *, sure_of_room: bool) -> tuple[set[uuid.UUID], dict[str, int]]:
@@ -321,7 +402,7 @@ def _use_up(task_id: uuid.UUID, accepted: set[uuid.UUID]) -> bool:
     return True
 
 
-def _same_tasks(rows: list[_Row]) -> list[uuid.UUID]:
+def _same_tasks(rows: Sequence[_Row]) -> list[uuid.UUID]:
     """The tasks that hold these rows' ids. Raises Conflict if one of them is another task."""
     if not rows:
         return []

@@ -98,6 +98,17 @@ class Task(models.Model):
     schedule_id = models.BigIntegerField(null=True, blank=True)
     replay_of = models.UUIDField(null=True, blank=True, help_text="The task that it does again.")
 
+    unique_key = models.CharField(max_length=32, null=True, blank=True, editable=False)
+    unique_scope = models.CharField(
+        max_length=16, null=True, blank=True, help_text="The states in which it holds its unique key."
+    )
+    unique_until = models.DateTimeField(
+        null=True, blank=True, help_text="When it holds its unique key no longer."
+    )
+    unique_changes = models.IntegerField(
+        null=True, blank=True, help_text="Later submissions that were merged into it."
+    )
+
     objects = TaskQuerySet.as_manager()
 
     class Meta:
@@ -156,6 +167,17 @@ class Task(models.Model):
         ]
         constraints = [
             models.UniqueConstraint("key", name="client_id_is_unique", condition=Q(key__isnull=False)),
+            # A task leaves it in the very UPDATE that moves it out of the states in which it holds its key.
+            models.UniqueConstraint(
+                "unique_key",
+                name="capataz_task_unique",
+                condition=Q(unique_key__isnull=False)
+                & (
+                    Q(finished_at__isnull=True)
+                    | Q(unique_scope__in=["always", "trailing"])
+                    | Q(state="dead", unique_scope="until_success")
+                ),
+            ),
             models.CheckConstraint(
                 name="has_a_run_and_a_worker_exactly_while_held",
                 condition=Q(state__in=sorted(HELD), run__isnull=False, worker_id__isnull=False)
