@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
 from typing import Any
 
 import psycopg
@@ -28,6 +29,8 @@ from capataz.uniqueness import Policy as UniquePolicy
 
 MAX_DELAY = 10 * 366 * 24 * 3600.0
 MAX_FAULTS = 100
+# Submissions of one statement.
+AT_ONCE = 5000
 # The first half of the advisory lock under which tasks are submitted to a limited queue.
 LIMIT_LOCK = 0x43505A4C
 # What Celery itself adds to every call, and what is about a message that is never sent: no difference to the
@@ -125,6 +128,11 @@ class _Row:
     unique: UniquePolicy | None
     id_is_given: bool
 
+    @property
+    def is_contested(self) -> bool:
+        """Whether somebody else may want to insert the same."""
+        return self.id_is_given or self.key is not None or self.unique_key is not None
+
 
 def submit(type: str, data: Any = None, **options: Any) -> Task:
     """Accept one task; it exists when the caller's transaction commits, and never if that rolls back.
@@ -140,18 +148,60 @@ def submit(type: str, data: Any = None, **options: Any) -> Task:
 
 
 def submit_many(submissions: Iterable[Submission]) -> list[uuid.UUID]:
-    """Accept all of these tasks or none, in one statement; the ids come back in the given order.
+    """Accept all of these tasks or none; the ids come back in the given order.
+
+    Up to AT_ONCE are one statement. More are inserted part by part in one transaction, so that of a long
+    generator only the ids are kept, and the rows that somebody else may insert too: those go last, in order.
 
     Raises InvalidSubmission with pointers such as ``tasks/3/data/to``, Conflict for a taken key, and
     QueueFull. Whoever else submits to a limited queue waits for the end of the caller's transaction.
     """
-    rows = _checked(list(submissions))
-    if not rows:
-        return []
+    given = iter(submissions)
+    part = list(islice(given, AT_ONCE))
+    following = list(islice(given, 1))
+    if following:
+        return _submit_in_parts(chain(part, following, given))
+    rows = _checked(part)
+    return _submit_at_once(rows) if rows else []
+
+
+def submit_part(submissions: list[Submission], first: int) -> list[uuid.UUID]:
+    """Accept all of these or none, where faults count from ``first``."""
+    faults: list[Fault] = []
+    rows = _rows(submissions, faults, first)
+    if faults:
+        raise InvalidSubmission(faults)
+    return _submit_at_once(rows)
+
+
+def _submit_at_once(rows: list[_Row]) -> list[uuid.UUID]:
     if any(row.unique_key is not None for row in rows):
         return unique_keys.unless_deadlocked(lambda: _insert_and_ring(rows))
     with transaction.atomic():
         return _insert_and_ring(rows)
+
+
+def _submit_in_parts(given: Iterator[Submission]) -> list[uuid.UUID]:
+    ids: list[uuid.UUID] = []
+    contested: dict[int, _Row] = {}
+    faults: list[Fault] = []
+    first = 0
+    with transaction.atomic():
+        while len(faults) < MAX_FAULTS and (part := list(islice(given, AT_ONCE))):
+            rows = _rows(part, faults, first)
+            if not faults:
+                alone = [row for row in rows if not row.is_contested]
+                if alone:
+                    _insert_and_ring(alone)
+                contested.update((first + n, row) for n, row in enumerate(rows) if row.is_contested)
+                ids += [row.id for row in rows]
+            first += len(part)
+        if faults:
+            raise InvalidSubmission(faults)
+        if contested:
+            for place, task_id in zip(contested, _submit_at_once([*contested.values()]), strict=True):
+                ids[place] = task_id
+    return ids
 
 
 def _insert_and_ring(rows: list[_Row]) -> list[uuid.UUID]:
@@ -161,19 +211,24 @@ def _insert_and_ring(rows: list[_Row]) -> list[uuid.UUID]:
 
 
 def _checked(submissions: list[Submission]) -> list[_Row]:
-    rows: list[_Row] = []
     faults: list[Fault] = []
-    single = len(submissions) == 1
+    rows = _rows(submissions, faults, None if len(submissions) == 1 else 0)
+    if faults:
+        raise InvalidSubmission(faults)
+    return rows
+
+
+def _rows(submissions: list[Submission], faults: list[Fault], first: int | None) -> list[_Row]:
+    """The rows of these submissions. What is wrong is added to ``faults``, counted from ``first``."""
+    rows: list[_Row] = []
     for index, submission in enumerate(submissions):
         try:
             rows.append(_row(submission))
         except InvalidSubmission as error:
-            prefix = "" if single else f"tasks/{index}/"
+            prefix = "" if first is None else f"tasks/{first + index}/"
             faults += [Fault(prefix + fault.pointer, fault.code, fault.detail) for fault in error.faults]
             if len(faults) >= MAX_FAULTS:
                 break
-    if faults:
-        raise InvalidSubmission(faults)
     return rows
 
 
