@@ -271,3 +271,14 @@ def test_no_json_makes_the_server_fail(producer: Caller, viewer: Caller, body: A
         assert viewer.get("/tasks?limit=1").status_code == 200
     else:
         assert response["Content-Type"] == "application/problem+json"
+
+
+def test_a_task_may_be_unique(producer: Caller, problem: Problem) -> None:
+    wanted = {"type": "demo.echo", "data": {"message": 1}, "unique": {"by": ["payload.message"]}}
+    first = json.loads(producer.post("/tasks", wanted).content)["id"]
+    assert json.loads(producer.post("/tasks", wanted).content)["id"] == first
+    rejecting = {**wanted, "unique": {"by": ["payload.message"], "mode": "reject"}}
+    assert problem(producer.post("/tasks", rejecting), 409)["id"] == first
+    wrong = {**wanted, "unique": {"mode": "debounce"}, "uniqueKey": ""}
+    told = problem(producer.post("/tasks", wrong), 422)["errors"]
+    assert {each["pointer"] for each in told} == {"/unique", "/uniqueKey"}

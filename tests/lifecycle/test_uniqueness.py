@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 
+from capataz import handlers
 from capataz.database import database_now
 from capataz.errors import Conflict, IllegalMove, InvalidSubmission
 from capataz.lifecycle import dispatch
 from capataz.lifecycle.cancellation import cancel
+from capataz.lifecycle.replay import replay
 from capataz.lifecycle.retry import retry
 from capataz.lifecycle.submission import Submission, submit, submit_many
 from capataz.models import Outcome, Task
@@ -155,6 +157,27 @@ def test_a_retry_of_a_task_whose_key_is_taken_is_refused_and_changes_nothing() -
     cancel(second)
     assert retry(first).state == State.QUEUED
     assert echo() == first
+
+
+def test_a_replay_of_a_task_whose_key_is_taken_is_refused() -> None:
+    policy = Unique(by=("payload.message",))
+    handlers.find("demo.echo").__dict__["unique"] = policy
+    try:
+        first = submit("demo.echo", {"message": 1})
+        cancel(first)
+        second = submit("demo.echo", {"message": 1})
+        with pytest.raises(IllegalMove, match=str(second.pk)):
+            replay(now(first))
+    finally:
+        handlers.find("demo.echo").__dict__["unique"] = None
+
+
+def test_celerys_calls_may_be_unique_by_an_option_or_a_header() -> None:
+    echo_task = handlers.find("demo.echo")
+    document = {"mode": "throttle", "periodMs": 60000}
+    first = echo_task.apply_async(kwargs={"message": 1}, unique=document)
+    assert echo_task.apply_async(kwargs={"message": 1}, headers={"unique": document}).id == first.id
+    assert Task.objects.get(pk=first.id).unique_until is not None
 
 
 def test_a_key_is_free_when_its_period_is_over() -> None:

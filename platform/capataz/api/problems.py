@@ -225,8 +225,9 @@ def _unavailable(error: Exception) -> Problem:
 
 
 def _conflict(error: Conflict) -> Problem:
-    holder = {} if error.holder is None else {"id": str(error.holder)}
-    return Problem(409, "conflict", str(error), **holder)
+    if error.holder is None:
+        return Problem(409, "conflict", str(error))
+    return Problem(409, "conflict", str(error), id=str(error.holder))
 
 
 def _queue_full(error: QueueFull) -> Problem:

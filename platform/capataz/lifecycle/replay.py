@@ -40,5 +40,7 @@ def replay(task: Task, *, data: Any = AS_IT_WAS, key: str | None = None, by: str
             submitted_by=by or None,
             replay_of=task.pk,
         )
+        if new.replay_of != task.pk:
+            raise IllegalMove(f"task {task} cannot be replayed: the task {new.pk} holds its unique key")
         notes.tell("task.replayed", task=task, by=by, replay=str(new.pk))
     return new

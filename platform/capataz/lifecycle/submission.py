@@ -277,19 +277,26 @@ def _row(given: Submission) -> _Row:
         replay_of=given.replay_of,
         backoff=policy.parse_backoff(given.backoff),
         keep=_keep(given, known),
-        unique_key=unique
-        and uniqueness.key_of(
-            unique,
-            type=known.name,
-            queue=queue,
-            payload=payload,
-            explicit=given.unique_key,
-            is_secret=known.sensitive.touches(sensitive.PAYLOAD),
-        ),
-        unique_scope=unique and unique.scope,
-        unique_period=unique and unique.holds_for,
+        unique_key=_unique_key(unique, given, known, queue, payload),
+        unique_scope=None if unique is None else unique.scope,
+        unique_period=None if unique is None else unique.holds_for,
         unique=unique,
         id_is_given=own_id is not None,
+    )
+
+
+def _unique_key(
+    unique: UniquePolicy | None, given: Submission, known: Handler[Any], queue: str, payload: str
+) -> str | None:
+    if unique is None:
+        return None
+    return uniqueness.key_of(
+        unique,
+        type=known.name,
+        queue=queue,
+        payload=payload,
+        explicit=given.unique_key,
+        is_secret=known.sensitive.touches(sensitive.PAYLOAD),
     )
 
 

@@ -9,7 +9,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('capataz', '0005_queue_limit'),
+        ('capataz', '0012_log_lines'),
     ]
 
     operations = [
