@@ -12,11 +12,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from celery import shared_task
+from celery import Task, current_task, shared_task
+from celery.exceptions import Ignore, Reject
+from celery.exceptions import SoftTimeLimitExceeded as CelerySoftTimeLimitExceeded
 from celery.worker.control import control_command, ok
 from django.conf import settings
 from pydantic import BaseModel, field_validator
 
+from capataz import DurableTask
 from capataz.errors import Discard, RetryLater, SoftTimeLimitExceeded, TaskCancelled
 from capataz.handlers import RunningTask, handler
 from capataz.policy import Keep, exponential, fixed, never
@@ -322,3 +325,92 @@ def talk(task: RunningTask, payload: Talk) -> None:
     if payload.then == "fail":
         log.exception("an exception %s", ValueError("x"))
         raise ValueError("failed")
+
+
+class Flaky(Exception):
+    pass
+
+
+class Audited(Task):
+    """A base class of somebody's own, as projects that used Celery have them."""
+
+    abstract = True
+
+    def on_failure(self, error: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        note(args[0], f"failed {type(error).__name__}")
+
+    def on_retry(self, error: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        note(args[0], f"retries {self.request.retries}")
+
+
+@shared_task(base=DurableTask)
+def durable_add(x: Any, y: Any = 0) -> Any:
+    """Add two things."""
+    return x + y
+
+
+@shared_task(base=DurableTask)
+def durable_same(*args: Any, **kwargs: Any) -> Any:
+    return [repr(args), repr(sorted(kwargs.items()))]
+
+
+@shared_task(base=DurableTask, bind=True, name="Durable.About-Me", queue="bulk", max_retries=0)
+def durable_about_me(self: Any, file: str, key: int = 1) -> Any:
+    request = self.request
+    about = {name: getattr(request, name) for name in ("id", "retries", "args", "kwargs", "called_directly")}
+    return {**about, **request.delivery_info, "name": current_task.name}
+
+
+@shared_task(bind=True, max_retries=2, default_retry_delay=0, base=Audited)
+def made_durable(self: Any, file: str, *, succeed_at: int = 9, **retry: Any) -> int:
+    note(file, f"try {self.request.retries}")
+    if self.request.retries < succeed_at:
+        raise self.retry(exc=Flaky("not yet"), **retry)
+    return int(self.request.retries)
+
+
+@shared_task(
+    base=DurableTask,
+    autoretry_for=(Flaky,),
+    dont_autoretry_for=(Unprintable,),
+    max_retries=3,
+    retry_backoff=0.01,
+)
+def durable_flaky(file: str, how: str = "flaky") -> int:
+    note(file, how)
+    tries = len(notes(file))
+    if how == "other":
+        raise KeyError("other")
+    if tries < 3:
+        raise Flaky("again")
+    return tries
+
+
+@shared_task(base=DurableTask, bind=True)
+def durable_progress(self: Any, gate: str) -> str:
+    self.update_state(state="PROGRESS", meta={"current": 30, "total": 40})
+    while not Path(gate).exists():
+        time.sleep(0.02)
+    return "through"
+
+
+@shared_task(base=DurableTask, soft_time_limit=0.3)
+def durable_slow() -> str:
+    try:
+        time.sleep(30)
+    except CelerySoftTimeLimitExceeded:
+        return "cleaned up"
+    return "too late"
+
+
+@shared_task(base=DurableTask, bind=True, ignore_result=True)
+def durable_ends(self: Any, how: str) -> str:
+    match how:
+        case "ignore":
+            raise Ignore
+        case "failed":
+            self.update_state(state="FAILURE", meta={"why": "said so"})
+            raise Ignore
+        case "reject":
+            raise Reject("no use", requeue=False)
+    return "nobody is told"

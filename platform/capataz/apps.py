@@ -5,6 +5,7 @@ from importlib import import_module
 from django.apps import AppConfig
 from django.conf import settings
 from django.db.backends.signals import connection_created
+from django.utils.module_loading import autodiscover_modules
 
 from capataz.database import keep_nothing_in_a_pooled_session
 from capataz.errors import ConfigurationError
@@ -24,6 +25,8 @@ class CapatazConfig(AppConfig):
         import_module("capataz.checks")
         for module in settings.CAPATAZ_HANDLERS:
             _import_handlers(module)
+        autodiscover_modules("tasks")
+        celery.app.finalize()  # durable tasks become handlers
         celery.declare_queues()
 
 

@@ -63,6 +63,23 @@ class App(Celery):
         canvas.refuse_handlers(*(options.get(each) for each in ("link", "link_error", "chain", "chord")))
         return super().send_task(name, args, kwargs, **options)
 
+    def _task_from_fun(self, fun: Any, name: str | None = None, base: Any = None, **options: Any) -> Any:
+        from capataz.worker import durable_task
+
+        name = name or self.gen_task_name(fun.__name__, fun.__module__)
+        base = durable_task.base_for(name, base or self.Task)
+        task = super()._task_from_fun(fun, name=name, base=base, **options)
+        durable_task.register(task)
+        return task
+
+    def register_task(self, task: Any, **options: Any) -> Any:
+        """Register a task that is a class; a durable one becomes a handler."""
+        from capataz.worker import durable_task
+
+        task = super().register_task(task, **options)
+        durable_task.register(task)
+        return task
+
     def _submit(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Any:
         try:
             return self.tasks[name].apply_async(args, kwargs, **options)
@@ -90,7 +107,9 @@ def _register_handlers(**_: Any) -> None:
     from capataz.worker.handler_task import make_task
 
     canvas.guard()
-    handlers.on_registration(lambda handler: app.register_task(make_task(handler)))
+    handlers.on_registration(
+        lambda handler: handler.name in app._tasks or app.register_task(make_task(handler))
+    )
 
 
 def declare_queues() -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from billiard.exceptions import SoftTimeLimitExceeded as CelerySoftTimeLimitExceeded
+
 
 class CapatazError(Exception):
     """The base of every error that Capataz raises on purpose."""
@@ -107,8 +109,11 @@ class TaskCancelled(BaseException):
     """
 
 
-class SoftTimeLimitExceeded(CapatazError):
-    """Raised inside a running handler when its soft time limit has passed."""
+class SoftTimeLimitExceeded(CapatazError, CelerySoftTimeLimitExceeded):
+    """Raised inside a running handler when its soft time limit has passed. It is Celery's one, too."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)
 
 
 class ConfigurationError(CapatazError):

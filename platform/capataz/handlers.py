@@ -29,6 +29,8 @@ from capataz.policy import MAX_DELAY, Keep, Retry, exponential
 from capataz.uniqueness import Policy as UniquePolicy
 
 TYPE_NAME = re.compile(r"[a-z][a-z0-9_.]{0,63}")
+# Names that Celery has made from modules and functions.
+DURABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 QUEUE_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
 MAX_TIME_LIMIT = 24 * 3600.0
@@ -138,6 +140,7 @@ class Handler(Generic[Payload]):
     cancel_grace: float
     keep: Keep
     unique: UniquePolicy | None
+    from_call: Callable[[Any, Any], Any]
 
     def __call__(self, task: RunningTask, payload: Payload) -> Any:
         """Run the function here and now, without a task."""
@@ -178,6 +181,11 @@ class Handler(Generic[Payload]):
         return self.celery_task.apply_async(*args, **options)
 
     @property
+    def is_durable(self) -> bool:
+        """Whether its function was written for Celery, and its payload is the arguments of a call."""
+        return self.from_call is not payload_of
+
+    @property
     def celery_task(self) -> Any:
         """The Celery task of the same name."""
         from celery import current_app
@@ -205,6 +213,7 @@ def handler(
     role: str = "producer",
     cancel_grace: float = 0,
     keep: Keep | None = None,
+    from_call: Callable[[Any, Any], Any] | None = None,
 ) -> Callable[[Callable[[RunningTask, Any], Any]], Handler[Any]]:
     """Register a function as the handler of tasks of type ``name``.
 
@@ -219,10 +228,13 @@ def handler(
     When a running task is cancelled, ``task.cancelled`` is set; ``cancel_grace`` seconds later TaskCancelled
     is raised inside the function, and five seconds after that its process is killed.
     ``keep`` says how long or how many ended tasks are kept, where that differs from the settings.
+    ``from_call`` makes the payload of a Celery call's args and kwargs.
 
     Raises ConfigurationError for a declaration that makes no sense, or a name that is taken.
     """
-    _check_declaration(name, queue, soft_time_limit, time_limit)
+    _check_declaration(
+        name, queue, soft_time_limit, time_limit, TYPE_NAME if from_call is None else DURABLE_NAME
+    )
     if not 0 <= cancel_grace <= MAX_CANCEL_GRACE:
         raise ConfigurationError(f"cancel_grace of {name!r} must be 0 to {MAX_CANCEL_GRACE:.0f} seconds")
     if role not in SUBMITTING_ROLES:
@@ -257,6 +269,7 @@ def handler(
             cancel_grace=cancel_grace,
             keep=keep or Keep(),
             unique=unique,
+            from_call=from_call or payload_of,
         )
         _registry[name] = made
         for listener in _listeners:
@@ -321,9 +334,22 @@ def _default_retry() -> Retry:
     return exponential(base=settings.RETRY_DELAY / 1000, attempts=1 + settings.MAX_RETRIES)
 
 
-def _check_declaration(name: str, queue: str, soft: float | None, hard: float) -> None:
-    if not TYPE_NAME.fullmatch(name):
-        raise ConfigurationError(f"handler name {name!r} must match {TYPE_NAME.pattern}")
+def payload_of(args: Any, kwargs: Any) -> Any:
+    """The payload that a Celery call means: its keyword arguments, or its one positional object."""
+    positional = list(args or ())
+    if not positional:
+        return dict(kwargs or {})
+    if len(positional) == 1 and not kwargs and isinstance(positional[0], dict):
+        return positional[0]
+    detail = "give the payload as keyword arguments, or as one positional object"
+    raise InvalidSubmission([Fault("data", "positional", detail)])
+
+
+def _check_declaration(
+    name: str, queue: str, soft: float | None, hard: float, names: re.Pattern[str]
+) -> None:
+    if not names.fullmatch(name):
+        raise ConfigurationError(f"handler name {name!r} must match {names.pattern}")
     if name in _registry:
         raise ConfigurationError(f"the handler {name!r} is registered twice")
     if not QUEUE_NAME.fullmatch(queue):

@@ -92,6 +92,9 @@ MAX_SNOOZES = env.int("CAPATAZ_MAX_SNOOZES", 1000, validate=Range(0, 30_000))
 # Names of the plain Celery tasks that workers may run; empty allows all that are registered. Whoever can
 # write to Redis can start a plain task with any arguments.
 PLAIN_TASKS: list[str] = env.list("CAPATAZ_PLAIN_TASKS", [])
+# Celery tasks whose calls are rows, by patterns of their names (`shop.tasks.*`): they get the guarantees of
+# handlers without a change to their code. `@shared_task(base=DurableTask)` does it for one task.
+DURABLE_TASKS: list[str] = env.list("CAPATAZ_DURABLE_TASKS", [])
 # Seconds a plain Celery task may go unacknowledged by a worker that no longer refreshes it.
 VISIBILITY_TIMEOUT = env.int("CAPATAZ_VISIBILITY_TIMEOUT_SECONDS", 60, validate=Range(5, 86400))
 

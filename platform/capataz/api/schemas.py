@@ -27,7 +27,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from capataz import priority as priorities
-from capataz.handlers import QUEUE_NAME, TYPE_NAME
+from capataz.handlers import DURABLE_NAME, QUEUE_NAME
 from capataz.lifecycle import submission
 from capataz.lifecycle.selection import Selection
 from capataz.lifecycle.submission import Submission
@@ -314,7 +314,7 @@ class TaskFilter(BaseModel):
             description="pending, inProgress, completed, failed, cancelled, expired, or a state; repeatable.",
         ),
     ] = []
-    type: Annotated[str | None, Field(pattern=f"^{TYPE_NAME.pattern}$")] = None
+    type: Annotated[str | None, Field(pattern=f"^{DURABLE_NAME.pattern}$")] = None
     queue: Annotated[str | None, Field(pattern=f"^{QUEUE_NAME.pattern}$")] = None
     limit: Annotated[int, Field(ge=1, le=MOST_ITEMS)] = 50
     cursor: Annotated[UUID | None, Field(description="The nextCursor of the page before.")] = None

@@ -523,7 +523,7 @@ def asked_by_celery(handler: Handler[Any], args: Any, kwargs: Any, options: Mapp
     ]
     return Submission(
         type=handler.name,
-        data=payload_of(args, kwargs),
+        data=handler.from_call(args, kwargs),
         run_at=_moment("eta", options.get("eta")),
         expires_at=_moment("expires", _from_now(options.get("expires"))),
         **_without_contradiction(asked),
@@ -573,17 +573,6 @@ def _refuse_untranslated(options: Mapping[str, Any]) -> None:
     ]
     if faults:
         raise InvalidSubmission(faults)
-
-
-def payload_of(args: Any, kwargs: Any) -> Any:
-    """The payload that a Celery call means: its keyword arguments, or its one positional object."""
-    positional = list(args or ())
-    if not positional:
-        return dict(kwargs or {})
-    if len(positional) == 1 and not kwargs and isinstance(positional[0], dict):
-        return positional[0]
-    detail = "give the payload as keyword arguments, or as one positional object"
-    raise InvalidSubmission([Fault("data", "positional", detail)])
 
 
 def _from_now(expires: Any) -> Any:

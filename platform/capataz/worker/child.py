@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import json
@@ -22,6 +21,9 @@ from typing import Any
 from billiard.common import terminate_handler_fired
 from billiard.compat import mem_rss
 from celery import current_app, signals
+from celery._state import _task_stack
+from celery.exceptions import Ignore, Reject
+from celery.exceptions import Retry as CeleryRetry
 from django.conf import settings
 from django.db import connections
 from pydantic import ValidationError
@@ -38,7 +40,8 @@ from capataz.errors import (
     Verdict,
 )
 from capataz.handlers import Handler, RunningTask, find
-from capataz.policy import Retry, asked_wait
+from capataz.policy import asked_wait
+from capataz.worker import coroutines, durable_task
 from capataz.worker.capture import Capture
 from capataz.worker.channel import Channel
 
@@ -132,16 +135,27 @@ def run_bundle(pipe: int, serial: int, task_type: str, items: list[tuple[Any, ..
 
 
 def _outcome(handler: Handler[Any], serial: int, index: int, item: tuple[Any, ...]) -> tuple[Any, ...]:
+    def report_progress(percent: int, message: str) -> None:
+        _report_progress(serial, index, percent, message)
+
+    try:
+        with _captured(handler, serial, index, item):
+            return outcome(handler, item, report_progress)
+    finally:
+        _leave_no_transaction()
+
+
+def outcome(
+    handler: Handler[Any], item: tuple[Any, ...], report_progress: Callable[[int, str], None]
+) -> tuple[Any, ...]:
     """(how it ended, result, error, traceback, retryable, seconds to wait) of one task. Never raises."""
     try:
-        with _captured(handler, serial, index, item), _interruptions(item[4]):
-            value = _call(handler, serial, index, item)
+        with _interruptions(item[4]):
+            value = _call(handler, item, report_progress)
     except BaseException as error:
         if terminate_handler_fired():
             _die_of_sigterm()
-        return _failure(error, _scrubber(handler, item), handler.retry, item[2])
-    finally:
-        _leave_no_transaction()
+        return _failure(handler, error, _scrubber(handler, item), item[2])
     try:
         text = jsontext.dumps(value, limit=settings.MAX_RESULT)
         result = sensitive.seal(text, handler.sensitive, sensitive.RESULT, uuid.UUID(bytes=item[0]))
@@ -150,37 +164,45 @@ def _outcome(handler: Handler[Any], serial: int, index: int, item: tuple[Any, ..
         return FAILED, None, f"the result cannot be stored: {error}", None, True, None
 
 
-def _call(handler: Handler[Any], serial: int, index: int, item: tuple[Any, ...]) -> Any:
+def _call(handler: Handler[Any], item: tuple[Any, ...], report_progress: Callable[[int, str], None]) -> Any:
     task_id, payload, attempt, starts, _ = item
     running = RunningTask(
         id=uuid.UUID(bytes=task_id),
         type=handler.name,
         attempt=attempt,
         starts=starts,
-        report_progress=lambda percent, message: _report_progress(serial, index, percent, message),
+        report_progress=report_progress,
         report_log=_report_log,
     )
     global _running, _cancel_grace
     _running, _cancel_grace = running, handler.cancel_grace
-    with _celery_context(handler, running) as context:
+    with _celery_context(handler, running, payload) as context:
         data = sensitive.opened_text(payload, sensitive.PAYLOAD, running.id)
-        value = handler.function(running, handler.load(data))
-        context["retval"] = asyncio.run(value) if asyncio.iscoroutine(value) else value
+        context["retval"] = coroutines.finished(handler.function(running, handler.load(data)))
         context["state"] = "SUCCESS"
     return context["retval"]
 
 
 @contextmanager
-def _celery_context(handler: Handler[Any], running: RunningTask) -> Iterator[dict[str, Any]]:
+def _celery_context(handler: Handler[Any], running: RunningTask, payload: str) -> Iterator[dict[str, Any]]:
     """Celery's own signals and ``current_task``, so that what hooks into them works unchanged."""
-    task, name = current_app.tasks[handler.name], str(running.id)
-    about = {"task_id": name, "task": task, "args": (), "kwargs": {}}
-    task.push_request(id=name, task=handler.name, retries=running.attempt - 1, called_directly=False)
+    task = current_app.tasks[handler.name]
+    request = task.context_of(running, payload)
+    about = {"task_id": request.id, "task": task, "args": request.args, "kwargs": request.kwargs}
+    _task_stack.push(task)
+    task.request_stack.push(request)
     context: dict[str, Any] = {"retval": None, "state": "FAILURE"}
     try:
         signals.task_prerun.send(sender=task, **about)
         try:
             yield context
+        except CeleryRetry as error:
+            context["state"] = "RETRY"
+            signals.task_retry.send(sender=task, request=request, reason=error, einfo=None)
+            raise
+        except (Ignore, Reject) as error:
+            context["state"] = "REJECTED" if isinstance(error, Reject) else "IGNORED"
+            raise
         except Exception as error:
             signals.task_failure.send(
                 sender=task, exception=error, traceback=error.__traceback__, einfo=None, **about
@@ -192,25 +214,26 @@ def _celery_context(handler: Handler[Any], running: RunningTask) -> Iterator[dic
             signals.task_postrun.send(sender=task, **about, **context)
     finally:
         task.pop_request()
+        _task_stack.pop()
 
 
 def _failure(
-    error: BaseException, scrub: Callable[[str], str], retry: Retry, failures: int
+    handler: Handler[Any], error: BaseException, scrub: Callable[[str], str], failures: int
 ) -> tuple[Any, ...]:
-    said = _describe(error)
+    said = _describe(error.exc if isinstance(error, CeleryRetry) and error.exc is not None else error)
     lines = "".join(tracebacks.format_exception(error, limit=-30))
     for each in _with_causes(error):
         if isinstance(each, ValidationError):  # its own text has shortened values in it
             lines = lines.replace(str(each), _describe(each))
     text = jsontext.printable(scrub(said), ERROR_LENGTH)
-    retryable, delay = _again(error, retry, failures)
+    retryable, delay = _again(handler, error, failures)
     if isinstance(error, Verdict):  # nothing went wrong: where it was said is of no interest
         return SNOOZED if isinstance(error, Snoozed) else FAILED, None, text, None, retryable, delay
     how = INTERRUPTED if isinstance(error, TaskCancelled) else FAILED
     return how, None, text, jsontext.printable(scrub(lines), TRACEBACK_LENGTH), retryable, delay
 
 
-def _again(error: BaseException, retry: Retry, failures: int) -> tuple[bool, float | None]:
+def _again(handler: Handler[Any], error: BaseException, failures: int) -> tuple[bool, float | None]:
     """(whether this failure is worth another attempt, the seconds to wait if it says so itself).
 
     What the handler has decided comes first, then whether its rule for this class lets it be tried again,
@@ -218,7 +241,10 @@ def _again(error: BaseException, retry: Retry, failures: int) -> tuple[bool, flo
     """
     if isinstance(error, Verdict):
         return not isinstance(error, Discarded), error.seconds
-    rule = retry.rule_for(error)
+    if handler.is_durable:  # what was written for Celery is tried again only if it asks for it
+        wait = durable_task.waits(error)
+        return wait is not None, wait
+    rule = handler.retry.rule_for(error)
     if isinstance(error, Discard) or (rule is not None and not rule.allows(failures)):
         return False, None
     asked = asked_wait(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from celery.app.task import Task
+from celery.app.task import Context, Task
 from celery.result import EagerResult
 
 from capataz.handlers import Handler, RunningTask
@@ -34,7 +34,7 @@ class HandlerTask(Task):
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the handler inline, as ``task_always_eager`` asks."""
         task = RunningTask(id=uuid.uuid4(), type=self.name, attempt=1, starts=1)
-        return self.handler(task, self.handler.load(self.handler.parse(submission.payload_of(args, kwargs))))
+        return self.handler(task, self.handler.load(self.handler.parse(self.handler.from_call(args, kwargs))))
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Submit a task; its row exists when the caller's transaction commits.
@@ -50,6 +50,17 @@ class HandlerTask(Task):
     def delay(self, *args: Any, **kwargs: Any) -> Any:
         """Submit a task with this payload."""
         return self.apply_async(args, kwargs)
+
+    def context_of(self, running: RunningTask, payload: str) -> Context:
+        """Celery's ``request`` for an attempt. The payload is none of its business."""
+        return Context(
+            id=str(running.id),
+            task=self.name,
+            retries=running.attempt - 1,
+            called_directly=False,
+            args=(),
+            kwargs={},
+        )
 
 
 def make_task(handler: Handler[Any]) -> HandlerTask:

@@ -534,10 +534,15 @@ def _fate(ended: Ended) -> tuple[State, Outcome, float, str | None]:
         case Ending.SUCCEEDED:
             return State.SUCCEEDED, Outcome.SUCCEEDED, 0.0, None
         case Ending.FAILED:
+            attempts, most = held.attempts + 1, held.max_attempts
+            if held.handler.is_durable and ended.delay is not None and most == held.handler.retry.attempts:
+                most = (
+                    attempts + 1
+                )  # its function counts by itself, unless whoever submitted it has set a limit
             state, delay = execution.after_failure(
                 own_backoff(held.backoff) if held.backoff else held.handler.retry,
-                attempts=held.attempts + 1,
-                max_attempts=held.max_attempts,
+                attempts=attempts,
+                max_attempts=most,
                 retryable=ended.retryable,
                 delay=ended.delay,
             )

@@ -9,8 +9,9 @@ from celery.exceptions import TaskRevokedError
 from django_celery_results.backends.database import DatabaseBackend
 
 from capataz import handlers, sensitive
+from capataz.lifecycle import task_results
 from capataz.models import Attempt, Task
-from capataz.states import State
+from capataz.states import HELD, State
 
 _CELERY_STATE = {
     State.SCHEDULED: celery_states.PENDING,
@@ -56,6 +57,8 @@ def _meta(task: Task) -> dict[str, Any]:
     if state in celery_states.EXCEPTION_STATES:
         kind = TaskRevokedError if state == celery_states.REVOKED else TaskFailed
         result = kind(task.error or task.state)
+    if task.state in HELD and (told := task_results.told(task)):
+        state, result = told
     return {
         "task_id": str(task.id),
         "status": state,
