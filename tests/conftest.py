@@ -11,6 +11,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import connections
 
+from capataz import pytest_plugin
 from tests import embedded_servers
 from tests.processes import PATIENCE, Processes
 from tests.records import Records
@@ -24,6 +25,12 @@ hypothesis.settings.load_profile("patient")
 # The folders whose tests take longest. They begin first, so that at the end no process of the run waits for
 # one that has only just begun such a test.
 FIRST = ["journeys", "failures", "services", "worker"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # An installation whose metadata is older than its sources does not name it.
+    if not config.pluginmanager.has_plugin("capataz"):
+        config.pluginmanager.register(pytest_plugin, "capataz")
 
 
 @pytest.hookimpl(trylast=True)  # pytest-django sorts too
