@@ -30,6 +30,7 @@ os.environ["CAPATAZ_HOME"] = str(_home)
 os.environ["APP_ENV"] = "test"
 os.environ["CAPATAZ_DEMO"] = "1"
 os.environ["CAPATAZ_HANDLERS"] = "tasks,tests.workload"
+os.environ["CAPATAZ_TASK_QUEUES"] = "default,emails"
 os.environ["CAPATAZ_DURABLE_TASKS"] = "tests.workload.made_*"
 
 

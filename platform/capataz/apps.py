@@ -27,6 +27,7 @@ class CapatazConfig(AppConfig):
             _import_handlers(module)
         autodiscover_modules("tasks")
         celery.app.finalize()  # durable tasks become handlers
+        import_module("capataz.django_tasks").name_queues()
         celery.declare_queues()
 
 

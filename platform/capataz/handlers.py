@@ -194,6 +194,7 @@ class Handler(Generic[Payload]):
 
 
 _registry: dict[str, Handler[Any]] = {}
+_queues: set[str] = set()
 _listeners: list[Callable[[Handler[Any]], None]] = []
 
 
@@ -277,6 +278,18 @@ def handler(
         return made
 
     return register
+
+
+def name_queue(name: str) -> None:
+    """Have workers take from this queue although no handler names it. Raises ConfigurationError."""
+    if not QUEUE_NAME.fullmatch(name):
+        raise ConfigurationError(f"queue {name!r} must match {QUEUE_NAME.pattern}")
+    _queues.add(name)
+
+
+def queues() -> set[str]:
+    """The queues that handlers name, and those named beside them."""
+    return _queues | {handler.queue for handler in _registry.values()}
 
 
 def registered() -> Iterator[Handler[Any]]:

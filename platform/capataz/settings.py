@@ -95,6 +95,8 @@ PLAIN_TASKS: list[str] = env.list("CAPATAZ_PLAIN_TASKS", [])
 # Celery tasks whose calls are rows, by patterns of their names (`shop.tasks.*`): they get the guarantees of
 # handlers without a change to their code. `@shared_task(base=DurableTask)` does it for one task.
 DURABLE_TASKS: list[str] = env.list("CAPATAZ_DURABLE_TASKS", [])
+# Queues that tasks of Django's Tasks framework may name.
+_task_queues: list[str] = env.list("CAPATAZ_TASK_QUEUES", ["default"])
 # Seconds a plain Celery task may go unacknowledged by a worker that no longer refreshes it.
 VISIBILITY_TIMEOUT = env.int("CAPATAZ_VISIBILITY_TIMEOUT_SECONDS", 60, validate=Range(5, 86400))
 
@@ -297,6 +299,7 @@ TEMPLATES: list[dict[str, Any]] = [
     }
 ]
 DATABASES = {"default": django_database(DATABASE_URL)}
+TASKS = {"default": {"BACKEND": "capataz.django_tasks.CapatazBackend", "QUEUES": _task_queues}}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}

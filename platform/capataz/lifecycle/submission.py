@@ -400,7 +400,7 @@ def _keep(given: Submission, known: Handler[Any]) -> str | None:
 
 def known_queues() -> set[str]:
     """The queues that handlers of this installation name, and the default one."""
-    return {settings.CELERY_TASK_DEFAULT_QUEUE, *(handler.queue for handler in handlers.registered())}
+    return {settings.CELERY_TASK_DEFAULT_QUEUE, *handlers.queues()}
 
 
 def _insert(rows: list[_Row]) -> list[uuid.UUID]:
