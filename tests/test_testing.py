@@ -35,7 +35,7 @@ def only_known_handlers() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("block", BLOCKS[1:], ids=range(1, len(BLOCKS)))
-def test_the_examples_of_the_page_are_true(block: str, request: pytest.FixtureRequest) -> None:
+def test_the_examples_of_the_page_are_true(block: str, request: pytest.FixtureRequest, db: None) -> None:
     names: dict[str, Any] = {"__name__": "examples"}
     exec(compile(BLOCKS[0], "docs/testing.md", "exec", dont_inherit=True), names)
     exec(compile(block, "docs/testing.md", "exec", dont_inherit=True), names)
@@ -44,7 +44,6 @@ def test_the_examples_of_the_page_are_true(block: str, request: pytest.FixtureRe
     tests = [each for name, each in names.items() if name.startswith("test_")]
     assert cases or tests
     for case in cases:
-        request.getfixturevalue("transactional_db")
         result = unittest.defaultTestLoader.loadTestsFromTestCase(case).run(unittest.TestResult())
         assert result.testsRun
         assert not result.errors + result.failures
@@ -52,7 +51,7 @@ def test_the_examples_of_the_page_are_true(block: str, request: pytest.FixtureRe
         for mark in getattr(test, "pytestmark", []):
             request.node.add_marker(getattr(pytest.mark, mark.name)(*mark.args, **mark.kwargs))
         wanted = test.__code__.co_varnames[: test.__code__.co_argcount]
-        point = transaction.savepoint() if request.getfixturevalue("db") is None else None
+        point = transaction.savepoint()
         test(**{name: request.getfixturevalue(name) for name in wanted})
         transaction.savepoint_rollback(point)
 

@@ -3,10 +3,9 @@
 from importlib import import_module
 
 from django.apps import AppConfig
-from django.conf import settings
 from django.db.backends.signals import connection_created
-from django.utils.module_loading import autodiscover_modules
 
+from capataz import discovery
 from capataz.database import keep_nothing_in_a_pooled_session
 from capataz.errors import ConfigurationError
 
@@ -23,21 +22,12 @@ class CapatazConfig(AppConfig):
         connection_created.connect(keep_nothing_in_a_pooled_session)
         celery = import_module("capataz.celery")
         import_module("capataz.checks")
-        for module in settings.CAPATAZ_HANDLERS:
-            _import_handlers(module)
-        autodiscover_modules("tasks")
-        celery.app.finalize()  # durable tasks become handlers
-        import_module("capataz.django_tasks").name_queues()
+        discovery.discover()
+        try:
+            celery.app.finalize()  # durable tasks become handlers
+            import_module("capataz.django_tasks").name_queues()
+        except ConfigurationError as error:
+            discovery.faults.append(str(error))
+        if discovery.faults and not discovery.finds_faults_itself():
+            raise SystemExit("\n".join(f"Capataz cannot start: {fault}" for fault in discovery.faults))
         celery.declare_queues()
-
-
-def _import_handlers(module: str) -> None:
-    try:
-        import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # something that the module itself imports
-        hint = f"there is no module {error.name!r}; put its folder on PYTHONPATH, or mend the name"
-        raise SystemExit(f"Capataz cannot start: CAPATAZ_HANDLERS names {module!r}: {hint}") from None
-    except ConfigurationError as error:
-        raise SystemExit(f"Capataz cannot start: a handler in {module!r}: {error}") from None

@@ -19,10 +19,17 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have pytest-django make a database also for tests that are only marked."""
+    for item in items:
+        if item.get_closest_marker("capataz") and not item.get_closest_marker("django_db"):
+            item.add_marker(pytest.mark.django_db)
+
+
 @pytest.fixture
-def capataz_tasks(request: pytest.FixtureRequest) -> Iterator[Any]:
+def capataz_tasks(request: pytest.FixtureRequest, db: None) -> Iterator[Any]:
     """``capataz.testing``, on the test's database, in the mode that the mark ``capataz`` names."""
-    request.getfixturevalue("db")
     from capataz import testing
 
     mark = request.node.get_closest_marker("capataz")
