@@ -94,11 +94,12 @@ def test_what_django_refuses_is_refused(bad: dict[str, Any]) -> None:
 
 
 def test_an_async_task_runs_and_is_enqueued_from_async_code(capataz_tasks: Any) -> None:
-    result = async_to_sync(examples.later.aenqueue)(41)
+    result: Any = async_to_sync(examples.later.aenqueue)(41)
     capataz_tasks.drain()
     async_to_sync(result.arefresh)()
     assert result.return_value == 42
-    assert async_to_sync(examples.later.aget_result)(result.id).return_value == 42
+    found: Any = async_to_sync(examples.later.aget_result)(result.id)
+    assert found.return_value == 42
 
 
 def test_a_task_of_a_rolled_back_transaction_was_never_enqueued(capataz_tasks: Any) -> None:
@@ -163,7 +164,7 @@ def test_the_backend_says_what_it_can() -> None:
 def test_a_worker_runs_them(platform: Any, eventually: Any) -> None:
     platform.start_dispatcher()
     platform.start_worker("1,1")
-    results = [
+    results: list[Any] = [
         examples.later.enqueue(1),
         examples.fails.enqueue(),
         examples.email_in_context.enqueue(**ARGUMENTS),

@@ -1,5 +1,6 @@
 """Handlers and plain tasks that tests need and nobody else."""
 
+import asyncio
 import ctypes
 import logging
 import os
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from capataz import DurableTask
 from capataz.errors import Discard, RetryLater, SoftTimeLimitExceeded, TaskCancelled
 from capataz.handlers import RunningTask, handler
 from capataz.policy import Keep, exponential, fixed, never
+from capataz.models import Task as Row
+from capataz.policy import fixed, never
+from tests.processes import PATIENCE
 
 
 def note(file: str, line: str) -> None:
@@ -414,3 +419,37 @@ def durable_ends(self: Any, how: str) -> str:
         case "reject":
             raise Reject("no use", requeue=False)
     return "nobody is told"
+
+
+_context: ContextVar[str] = ContextVar("context", default="untouched")
+
+
+@handler("testing.coroutine", retry=never(), soft_time_limit=1.0, time_limit=60)
+async def coroutine(task: RunningTask, payload: dict[str, Any]) -> Any:
+    """What coroutines do; ``file`` tells that their clean-up has run."""
+    try:
+        match payload["how"]:
+            case "wait":
+                await asyncio.sleep(PATIENCE)
+            case "orm":
+                row = await Row.objects.aget(pk=task.id)
+                return [row.type, await Row.objects.filter(pk=task.id).acount()]
+            case "context":
+                before = _context.get()
+                _context.set("touched")
+                return [before, await asyncio.create_task(_read_context()), current_task.request.id]
+            case "leave":
+                _left.append(asyncio.get_running_loop().create_task(asyncio.sleep(PATIENCE)))
+            case "raise":
+                raise Flaky("in a coroutine")
+        return len(asyncio.all_tasks())
+    finally:
+        await asyncio.sleep(0)
+        note(payload["file"], "cleaned up")
+
+
+_left: list[Any] = []
+
+
+async def _read_context() -> str:
+    return _context.get()

@@ -107,9 +107,12 @@ def _register_handlers(**_: Any) -> None:
     from capataz.worker.handler_task import make_task
 
     canvas.guard()
-    handlers.on_registration(
-        lambda handler: handler.name in app._tasks or app.register_task(make_task(handler))
-    )
+
+    def register(handler: handlers.Handler[Any]) -> None:
+        if handler.name not in app._tasks:  # as a durable task is
+            app.register_task(make_task(handler))
+
+    handlers.on_registration(register)
 
 
 def declare_queues() -> None:

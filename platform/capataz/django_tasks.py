@@ -10,6 +10,8 @@ import re
 import uuid
 from collections.abc import Iterator
 from datetime import datetime
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from celery.exceptions import TaskRevokedError
@@ -27,22 +29,18 @@ from capataz.states import HELD, State
 from capataz.worker import coroutines
 from capataz.worker.results import TaskFailed
 
-try:
-    from django.tasks import Task, TaskContext, TaskResult, TaskResultStatus, exceptions, signals
-    from django.tasks.backends.base import BaseTaskBackend
-    from django.tasks.base import TASK_MAX_PRIORITY, TASK_MIN_PRIORITY, TaskError
-    from django.utils.json import normalize_json
-except ImportError:
-    from django_tasks import TaskContext, TaskResult, TaskResultStatus, exceptions, signals
-    from django_tasks.backends.base import BaseTaskBackend
-    from django_tasks.base import TASK_MAX_PRIORITY, TASK_MIN_PRIORITY, Task, TaskError
-    from django_tasks.utils import normalize_json
+_PACKAGE = "django.tasks" if find_spec("django.tasks") else "django_tasks"
+_base: Any = import_module(f"{_PACKAGE}.base")
+_exceptions: Any = import_module(f"{_PACKAGE}.exceptions")
+_signals: Any = import_module(f"{_PACKAGE}.signals")
+BaseTaskBackend: Any = import_module(f"{_PACKAGE}.backends.base").BaseTaskBackend
+TaskResultStatus: Any = _base.TaskResultStatus
 
 TYPE = "django.task"
 # Seconds, unless the backend's option TIME_LIMIT says another.
 TIME_LIMIT = 3600.0
 
-_InvalidTask = getattr(exceptions, "InvalidTask", None) or exceptions.InvalidTaskError
+_InvalidTask = getattr(_exceptions, "InvalidTask", None) or _exceptions.InvalidTaskError
 # The line of a traceback that names the exception: the first that is not indented, after its frames.
 _RAISED = re.compile(r"^([A-Za-z_][\w.]*)(?=:|$)", re.MULTILINE)
 _STATUS = {
@@ -67,7 +65,7 @@ class DjangoCall(BaseModel):
     run_after: datetime | None = None
 
 
-class CapatazBackend(BaseTaskBackend):  # type: ignore[misc]
+class CapatazBackend(BaseTaskBackend):
     """``TASKS = {"default": {"BACKEND": "capataz.django_tasks.CapatazBackend", "QUEUES": [...]}}``.
 
     ``OPTIONS`` may have ``ATTEMPTS``, 1 unless said otherwise, and ``TIME_LIMIT``, in seconds.
@@ -78,7 +76,7 @@ class CapatazBackend(BaseTaskBackend):  # type: ignore[misc]
     supports_get_result = True
     supports_priority = True
 
-    def enqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:
+    def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Make the row; it exists when the caller's transaction commits.
 
         Raises TypeError for arguments that are not JSON, and InvalidTask for what cannot be accepted.
@@ -86,7 +84,7 @@ class CapatazBackend(BaseTaskBackend):  # type: ignore[misc]
         self.validate_task(task)
         empty = {"enqueued_at": None, "started_at": None, "finished_at": None, "last_attempted_at": None}
         about = {"task": task, "status": TaskResultStatus.READY, "backend": self.alias, **empty}
-        given = TaskResult(id="", args=args, kwargs=kwargs, errors=[], worker_ids=[], **about)
+        given = _base.TaskResult(id="", args=args, kwargs=kwargs, errors=[], worker_ids=[], **about)
         try:
             row = submit(
                 TYPE,
@@ -107,15 +105,15 @@ class CapatazBackend(BaseTaskBackend):  # type: ignore[misc]
         except InvalidSubmission as error:
             raise _InvalidTask(str(error)) from None
         result = _result_of(row, task)
-        signals.task_enqueued.send(type(self), task_result=result)
+        _signals.task_enqueued.send(type(self), task_result=result)
         return result
 
-    def get_result(self, result_id: str) -> TaskResult:
+    def get_result(self, result_id: str) -> Any:
         """The result of this id, as its row is now. Raises TaskResultDoesNotExist."""
         try:
             row = Row.objects.get(type=TYPE, pk=uuid.UUID(str(result_id)))
         except (ValueError, Row.DoesNotExist):
-            raise exceptions.TaskResultDoesNotExist(result_id) from None
+            raise _exceptions.TaskResultDoesNotExist(result_id) from None
         return _result_of(row, _task_of(row))
 
 
@@ -126,10 +124,10 @@ def run(running: RunningTask, call: DjangoCall) -> Any:
     task = _task_of(row)
     result = _result_of(row, task, runs=True)
     backend = type(task.get_backend())
-    signals.task_started.send(backend, task_result=result)
-    context = [TaskContext(task_result=result)] if task.takes_context else []
+    _signals.task_started.send(backend, task_result=result)
+    context = [_base.TaskContext(task_result=result)] if task.takes_context else []
     try:
-        value = normalize_json(coroutines.finished(task.func(*context, *call.args, **call.kwargs)))
+        value = _base.normalize_json(coroutines.finished(task.func(*context, *call.args, **call.kwargs)))
     except Exception as error:
         if running.attempt >= row.max_attempts:
             result.errors.append(_error(type(error).__module__, type(error).__qualname__, str(error)))
@@ -150,35 +148,38 @@ def name_queues() -> None:
 
 def own_priority(priority: int) -> int:
     """Django's -100 to 100 as 0 to 10: never less urgent for a higher one."""
-    return (priority - TASK_MIN_PRIORITY) * 10 // (TASK_MAX_PRIORITY - TASK_MIN_PRIORITY)
+    ours: int = (
+        (priority - _base.TASK_MIN_PRIORITY) * 10 // (_base.TASK_MAX_PRIORITY - _base.TASK_MIN_PRIORITY)
+    )
+    return ours
 
 
-def _task_of(row: Row) -> Task:
+def _task_of(row: Row) -> Any:
     call = DjangoCall.model_validate(row.payload)
     try:
         task = import_string(call.function)
     except ImportError as error:
         raise Discard(f"the task {call.function} cannot be imported: {error}") from None
-    if not isinstance(task, Task):
+    if not isinstance(task, _base.Task):
         raise Discard(f"{call.function} is no task of Django's")
     return task.using(
         priority=call.priority, queue_name=row.queue, run_after=call.run_after, backend=call.backend
     )
 
 
-def _end(backend: type, result: TaskResult, status: TaskResultStatus) -> None:
+def _end(backend: type, result: Any, status: Any) -> None:
     object.__setattr__(result, "status", status)
-    signals.task_finished.send(backend, task_result=result)
+    _signals.task_finished.send(backend, task_result=result)
 
 
-def _result_of(row: Row, task: Task, *, runs: bool = False) -> TaskResult:
+def _result_of(row: Row, task: Any, *, runs: bool = False) -> Any:
     attempts = list(Attempt.objects.filter(task_id=row.pk).order_by("started_at"))
     workers = [str(each.worker_id) for each in attempts]
     if runs or row.state == State.RUNNING:
         workers.append(str(row.worker_id))
-    started = [each.started_at for each in attempts] + ([row.started_at] if row.state in HELD else [])
-    started = [each for each in started if each is not None]
-    result = TaskResult(
+    times = [each.started_at for each in attempts] + ([row.started_at] if row.state in HELD else [])
+    started = [each for each in times if each is not None]
+    result = _base.TaskResult(
         task=task,
         id=str(row.pk),
         status=TaskResultStatus.RUNNING if runs else _STATUS.get(State(row.state), TaskResultStatus.READY),
@@ -196,18 +197,18 @@ def _result_of(row: Row, task: Task, *, runs: bool = False) -> TaskResult:
     return result
 
 
-def _errors(row: Row, attempts: list[Attempt]) -> Iterator[TaskError]:
+def _errors(row: Row, attempts: list[Attempt]) -> Iterator[Any]:
     for each in attempts:
         if each.outcome == Outcome.FAILED and each.traceback:
-            yield TaskError(exception_class_path=_raised_in(each.traceback), traceback=each.traceback)
+            yield _base.TaskError(exception_class_path=_raised_in(each.traceback), traceback=each.traceback)
         elif each.outcome in (Outcome.FAILED, Outcome.LOST):
             yield _error(TaskFailed.__module__, TaskFailed.__qualname__, each.error or each.outcome)
     if row.state in (State.CANCELLED, State.EXPIRED):
         yield _error(TaskRevokedError.__module__, TaskRevokedError.__qualname__, row.error or row.state)
 
 
-def _error(module: str, name: str, text: str) -> TaskError:
-    return TaskError(exception_class_path=f"{module}.{name}", traceback=text)
+def _error(module: str, name: str, text: str) -> Any:
+    return _base.TaskError(exception_class_path=f"{module}.{name}", traceback=text)
 
 
 def _raised_in(traceback: str) -> str:

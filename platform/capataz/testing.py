@@ -186,9 +186,9 @@ def _next() -> uuid.UUID | None:
         queue__in=paused
     )
     due = tasks.filter(state=State.QUEUED) | tasks.filter(state=State.SCHEDULED, run_at__lte=Now())
-    first = due.order_by("-priority", "created_at", "pk").first()
+    first: Task | None = due.order_by("-priority", "created_at", "pk").first()
     first = first or tasks.filter(state=State.RETRYING).order_by("run_at", "pk").first()
-    return first and first.pk
+    return None if first is None else first.pk
 
 
 def _run_now(task_id: uuid.UUID, *, retries: bool) -> None:

@@ -82,12 +82,11 @@ class Request(Context):
         """Where the task waited. Read from its row when it is asked for, which is seldom."""
         from capataz.models import Task as Row
 
-        row = Row.objects.filter(pk=self.id).values("queue", "priority").first() or {}
-        queue = row.get("queue", self.task.handler.queue)
+        queue, priority = Row.objects.values_list("queue", "priority").get(pk=self.id)
         return {
             "exchange": "",
             "routing_key": queue,
-            "priority": row.get("priority"),
+            "priority": priority,
             "redelivered": self.starts > self.retries + 1,
         }
 
@@ -314,16 +313,17 @@ def _retry(task: DurableTask) -> policy.Retry:
 
 
 def _limits(task: DurableTask) -> tuple[float | None, float]:
-    soft, hard = task.soft_time_limit, task.time_limit
-    if hard is PlainTask.time_limit and soft is not PlainTask.soft_time_limit and soft is not None:
+    soft: float = task.soft_time_limit or 0
+    hard: float = task.time_limit or MAX_TIME_LIMIT
+    if hard == PlainTask.time_limit and soft != PlainTask.soft_time_limit:
         hard = max(hard, soft + AFTER_SOFT)
-    if soft is PlainTask.soft_time_limit and hard is not None and hard <= soft:
-        soft = None
-    return soft or None, min(hard or MAX_TIME_LIMIT, MAX_TIME_LIMIT)
+    if soft == PlainTask.soft_time_limit and hard <= soft:
+        soft = 0
+    return soft or None, min(hard, MAX_TIME_LIMIT)
 
 
 def _name_of(queue: Any) -> str | None:
-    return getattr(queue, "name", queue)
+    return None if queue is None else str(getattr(queue, "name", queue))
 
 
 def _differs(given: Any, own: Any) -> bool:

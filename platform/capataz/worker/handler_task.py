@@ -19,8 +19,8 @@ class HandlerTask(Task):
     Strategy = "capataz.worker.strategy:pointer_strategy"
     handler: Handler[Any]
     acks_late = True
-    ignore_result = True
-    typing = False
+    ignore_result: bool | None = True
+    typing: bool | None = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run inline for ``apply``. Raises TypeError for everybody else.

@@ -13,8 +13,8 @@ class PlainTask(DjangoTask):
     """The base of ``@shared_task``: time limits for those that declare none."""
 
     abstract = True
-    soft_time_limit = 3300  # seconds
-    time_limit = 3600  # seconds
+    soft_time_limit: float | None = 3300  # seconds
+    time_limit: float | None = 3600  # seconds
 
 
 class VisibilityRefresh(bootsteps.StartStopStep):
