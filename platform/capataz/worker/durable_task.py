@@ -25,6 +25,7 @@ from kombu.utils import json as tagged
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer
 
 from capataz import handlers, policy, sensitive
+from capataz.database import database_now
 from capataz.errors import ConfigurationError, Discard
 from capataz.handlers import MAX_TIME_LIMIT, RunningTask
 from capataz.lifecycle import submission, task_results
@@ -288,7 +289,7 @@ def waits(error: BaseException) -> float | None:
     if isinstance(error, Retry):
         when = error.when
         if isinstance(when, datetime):
-            when = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+            when = (when.replace(tzinfo=when.tzinfo or UTC) - database_now()).total_seconds()
         return min(max(0.0, float(when or 0)), submission.MAX_DELAY)
     return REQUEUED if isinstance(error, Reject) and error.requeue else None
 
