@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import timedelta
 from contextvars import ContextVar
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ from pydantic import BaseModel, field_validator
 from capataz import DurableTask
 from capataz.errors import Discard, RetryLater, SoftTimeLimitExceeded, TaskCancelled
 from capataz.handlers import RunningTask, handler
-from capataz.policy import Keep, exponential, fixed, never
 from capataz.models import Task as Row
-from capataz.policy import fixed, never
+from capataz.policy import Keep, exponential, fixed, never
 from tests.processes import PATIENCE
 
 

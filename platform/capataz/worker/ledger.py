@@ -536,9 +536,7 @@ def _fate(ended: Ended) -> tuple[State, Outcome, float, str | None]:
         case Ending.FAILED:
             attempts, most = held.attempts + 1, held.max_attempts
             if held.handler.is_durable and ended.delay is not None and most == held.handler.retry.attempts:
-                most = (
-                    attempts + 1
-                )  # its function counts by itself, unless whoever submitted it has set a limit
+                most = attempts + 1  # its function counts by itself, unless a limit came with the submission
             state, delay = execution.after_failure(
                 own_backoff(held.backoff) if held.backoff else held.handler.retry,
                 attempts=attempts,
