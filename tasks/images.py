@@ -1,15 +1,16 @@
-"""Images: resize and compress pictures that strangers uploaded."""
+"""Images: resize, cut, turn, mark, compress and convert pictures that strangers uploaded."""
 
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
 import zlib
 from typing import Annotated, Any, BinaryIO, Literal
 
-from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import Field, field_validator, model_validator
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from capataz.errors import Discard
 from capataz.handlers import RunningTask, handler
@@ -56,6 +57,16 @@ UPRIGHT = {
 ORIENTATION = 0x0112
 
 Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE)]
+Offset = Annotated[int, Field(ge=0, le=LONGEST_SIDE)]
+Position = Literal["center", "top-left", "top-right", "bottom-left", "bottom-right"]
+
+
+def _a_color(name: str) -> str:
+    ImageColor.getrgb(name)  # raises a ValueError that says what is wrong
+    return name
+
+
+Color = Annotated[str, Field(max_length=40), AfterValidator(_a_color)]
 
 
 class Box(Payload):
@@ -109,7 +120,100 @@ class Compress(Payload):
     params: Quality = Quality()
 
 
-Operation = Annotated[Resize | Compress, Field(discriminator="type")]
+class Square(Payload):
+    """The box that a thumbnail fits into, in pixels."""
+
+    width: Side = 256
+    height: Side = 256
+
+    @model_validator(mode="after")
+    def _is_small_enough(self) -> Square:
+        if self.width * self.height > LARGEST_IMAGE:
+            raise ValueError(f"the box is larger than {LARGEST_IMAGE:,} pixels")
+        return self
+
+
+class Thumbnail(Payload):
+    """Make the picture fit a small box; it is never enlarged."""
+
+    type: Literal["thumbnail"]
+    params: Square = Square()
+
+
+class Part(Payload):
+    """A part of the picture in pixels, from its top left corner."""
+
+    x: Offset = 0
+    y: Offset = 0
+    width: Side
+    height: Side
+
+
+class Crop(Payload):
+    """Keep one part of the picture, which must lie within it."""
+
+    type: Literal["crop"]
+    params: Part
+
+
+class Turn(Payload):
+    """Degrees clockwise. ``expand`` makes the picture as large as it gets; corners are ``background``."""
+
+    angle: Annotated[float, Field(ge=-360, le=360)]
+    expand: bool = True
+    background: Color = "white"
+
+
+class Rotate(Payload):
+    """Turn the picture."""
+
+    type: Literal["rotate"]
+    params: Turn
+
+
+class Format(Payload):
+    """What the output is written as; the output's suffix has to say the same."""
+
+    format: Literal["jpeg", "jpg", "png", "webp", "gif"]
+
+
+class Convert(Payload):
+    """Name the format of the output."""
+
+    type: Literal["convert"]
+    params: Format
+
+
+class Mark(Payload):
+    """A text or another picture to draw over this one, in one of five places.
+
+    ``scale`` is its width as a fraction of the picture's, ``opacity`` is 0 to 1. Text is printable ASCII.
+    """
+
+    text: Annotated[str, Field(pattern=r"^[ -~]{1,100}$")] | None = None
+    image_path: Annotated[str, path_under(*SOURCES)] | None = None
+    position: Position = "bottom-right"
+    opacity: Annotated[float, Field(ge=0, le=1)] = 0.5
+    scale: Annotated[float, Field(gt=0, le=1)] = 0.3
+    color: Color = "white"
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Mark:
+        if (self.text is None) == (self.image_path is None):
+            raise ValueError("give text or imagePath, one of them")
+        return self
+
+
+class Watermark(Payload):
+    """Draw a mark over the picture."""
+
+    type: Literal["watermark"]
+    params: Mark
+
+
+Operation = Annotated[
+    Resize | Thumbnail | Crop | Rotate | Watermark | Compress | Convert, Field(discriminator="type")
+]
 
 
 class ImageJob(Payload):
@@ -131,6 +235,14 @@ class ImageJob(Payload):
             raise ValueError(f"the output's suffix must be one of {', '.join(WRITABLE)}")
         return path
 
+    @model_validator(mode="after")
+    def _is_named_as_it_is_converted(self) -> ImageJob:
+        suffix = locate(self.output_path, *TARGETS).suffix
+        for step in self.operations:
+            if isinstance(step, Convert) and WRITABLE["." + step.params.format] != WRITABLE[suffix]:
+                raise ValueError(f"the output's suffix {suffix} contradicts convert to {step.params.format}")
+        return self
+
 
 @handler(
     "image_processing",
@@ -151,10 +263,9 @@ def process(task: RunningTask, job: ImageJob) -> dict[str, Any]:
     task.progress(10, "read")
     image = _decode(data, source, _first_box(job))
     task.progress(50, "decoded")
-    for operation in job.operations:
-        if isinstance(operation, Resize):
-            image = _resize(image, operation.params)
-    task.progress(75, "resized")
+    for number, operation in enumerate(job.operations, 1):
+        image = _apply(image, operation)
+        task.progress(50 + 25 * number // len(job.operations), operation.type)
     with writing(target, overwrite=job.overwrite) as file:
         _encode(image, file, WRITABLE[target.suffix], _quality(job))
         size = file.seek(0, io.SEEK_END)
@@ -228,6 +339,83 @@ def _plain(image: Image.Image) -> Image.Image:
 def _in_mode(mode: str, image: Image.Image) -> Image.Image:
     # Converting to the same mode would copy what may be 160 MB.
     return image if image.mode == mode else image.convert(mode)
+
+
+def _apply(image: Image.Image, step: Operation) -> Image.Image:
+    if isinstance(step, Resize):
+        return _resize(image, step.params)
+    if isinstance(step, Thumbnail):
+        return _resize(image, Box(width=step.params.width, height=step.params.height))
+    if isinstance(step, Crop):
+        return _crop(image, step.params)
+    if isinstance(step, Rotate):
+        return _rotate(image, step.params)
+    if isinstance(step, Watermark):
+        return _marked(image, step.params)
+    return image
+
+
+def _crop(image: Image.Image, part: Part) -> Image.Image:
+    right, bottom = part.x + part.width, part.y + part.height
+    if right > image.width or bottom > image.height:
+        where = f"{part.x},{part.y} to {right},{bottom}"
+        raise Discard(f"crop: {where} is not within the picture of {image.width} x {image.height} pixels")
+    return image.crop((part.x, part.y, right, bottom))
+
+
+def _rotate(image: Image.Image, turn: Turn) -> Image.Image:
+    angle = math.radians(turn.angle)
+    across, along = abs(math.cos(angle)), abs(math.sin(angle))
+    width, height = image.width * across + image.height * along, image.height * across + image.width * along
+    if turn.expand and width * height > LARGEST_IMAGE + 2 * (width + height):
+        raise Discard(f"rotate: the turned picture would have more than {LARGEST_IMAGE:,} pixels")
+    mode = {"L": "RGB", "LA": "RGBA"}.get(image.mode, image.mode)
+    # Pillow turns the other way round, and needs the colour in the picture's own mode.
+    return _in_mode(mode, image).rotate(
+        -turn.angle,
+        Image.Resampling.BICUBIC,
+        expand=turn.expand,
+        fillcolor=ImageColor.getcolor(turn.background, mode),
+    )
+
+
+def _marked(image: Image.Image, mark: Mark) -> Image.Image:
+    width = max(1, round(image.width * mark.scale))
+    stamp = _lettering(mark, width) if mark.image_path is None else _stamp(mark.image_path)
+    # Never larger than the picture, in either direction.
+    scale = min(width / stamp.width, image.height / stamp.height)
+    size = max(1, round(stamp.width * scale)), max(1, round(stamp.height * scale))
+    stamp = stamp.resize(size, Image.Resampling.LANCZOS)
+    stamp.putalpha(stamp.getchannel("A").point(lambda value: round(value * mark.opacity)))
+    whole = image.convert("RGBA")
+    whole.alpha_composite(stamp, _corner(mark.position, whole, stamp))
+    return whole if image.has_transparency_data else whole.convert("RGB")
+
+
+def _lettering(mark: Mark, width: int) -> Image.Image:
+    font = ImageFont.load_default(min(200, max(10, width // 4)))
+    left, top, right, bottom = font.getbbox(mark.text or "")
+    size = max(1, math.ceil(right - left)), max(1, math.ceil(bottom - top))
+    red, green, blue = ImageColor.getrgb(mark.color)[:3]
+    stamp = Image.new("RGBA", size, (red, green, blue, 0))
+    ImageDraw.Draw(stamp).text((-left, -top), mark.text or "", font=font, fill=(red, green, blue, 255))
+    return stamp
+
+
+def _stamp(path: str) -> Image.Image:
+    location = locate(path, *SOURCES)
+    return _decode(contents(location, limit=LARGEST_FILE), location, None).convert("RGBA")
+
+
+def _corner(position: Position, image: Image.Image, stamp: Image.Image) -> tuple[int, int]:
+    """Where the stamp's top left corner goes: two percent of the shorter side away from the edges."""
+    right, bottom = image.width - stamp.width, image.height - stamp.height
+    if position == "center":
+        return right // 2, bottom // 2
+    margin = min(image.size) // 50
+    x = min(margin, right) if position.endswith("left") else max(0, right - margin)
+    y = min(margin, bottom) if position.startswith("top") else max(0, bottom - margin)
+    return x, y
 
 
 def _resize(image: Image.Image, box: Box) -> Image.Image:

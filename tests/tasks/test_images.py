@@ -321,3 +321,145 @@ def test_progress_goes_up_to_a_hundred(uploads: Path) -> None:
     data = {"imagePath": "a.png", "operations": [resize(5, 5)], "outputPath": "b.png"}
     images.process.function(task, images.process.payload.validate_python(data))
     assert seen == sorted(seen) and seen[-1] == 100
+
+
+def step(type: str, **params: Any) -> dict[str, Any]:
+    return {"type": type, "params": params}
+
+
+def written(processed: Path, name: str = "out.png") -> Image.Image:
+    with Image.open(processed / name) as image:
+        return image.convert("RGB")
+
+
+def test_a_part_is_cut_out(uploads: Path, processed: Path) -> None:
+    (uploads / "a.png").write_bytes(encoded(picture()))
+    run("a.png", step("crop", x=20, y=10, width=40, height=30))
+    image = written(processed)
+    assert image.size == (40, 30)
+    assert is_red(image.getpixel((10, 10))) and not is_red(image.getpixel((11, 11)))
+
+
+@pytest.mark.parametrize("part", [{"x": 81, "width": 40, "height": 1}, {"y": 80, "width": 1, "height": 1}])
+def test_a_part_outside_of_the_picture_is_discarded(uploads: Path, part: dict[str, int]) -> None:
+    (uploads / "a.png").write_bytes(encoded(picture()))
+    with pytest.raises(Discard, match="not within the picture of 120 x 80"):
+        run("a.png", step("crop", **part))
+
+
+@pytest.mark.parametrize(
+    ("turn", "size", "red"),
+    [
+        ({"angle": 90}, (80, 120), (77, 3)),
+        ({"angle": -90}, (80, 120), (3, 117)),
+        ({"angle": 180}, (120, 80), (117, 77)),
+        ({"angle": 360}, (120, 80), (3, 3)),
+        ({"angle": 45}, (142, 142), (60, 8)),
+        ({"angle": 90, "expand": False}, (120, 80), None),
+    ],
+)
+def test_degrees_are_clockwise(
+    uploads: Path, processed: Path, turn: dict[str, Any], size: tuple[int, int], red: tuple[int, int] | None
+) -> None:
+    (uploads / "a.png").write_bytes(encoded(picture()))
+    run("a.png", step("rotate", **turn))
+    image = written(processed)
+    assert image.size == size
+    assert red is None or is_red(image.getpixel(red))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA"])
+def test_the_corners_of_a_turned_picture_have_the_colour_that_was_asked_for(
+    uploads: Path, processed: Path, mode: str
+) -> None:
+    (uploads / "a.png").write_bytes(encoded(picture().convert(mode)))
+    run("a.png", step("rotate", angle=45, background="#0000ff"))
+    assert written(processed).getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_a_turn_that_makes_the_picture_too_large_is_discarded(uploads: Path) -> None:
+    (uploads / "a.png").write_bytes(encoded(Image.new("1", (6_000, 6_000))))
+    with pytest.raises(Discard, match="more than 40,000,000 pixels"):
+        run("a.png", step("rotate", angle=45))
+
+
+def test_a_thumbnail_keeps_the_aspect_and_never_enlarges(uploads: Path) -> None:
+    (uploads / "a.png").write_bytes(encoded(picture()))
+    small = run("a.png", step("thumbnail", width=60, height=60), to="small.png")
+    same = run("a.png", step("thumbnail"), to="same.png")
+    assert (small["width"], small["height"]) == (60, 40)
+    assert (same["width"], same["height"]) == (120, 80)
+
+
+def test_convert_names_the_format_and_must_agree_with_the_suffix(uploads: Path, processed: Path) -> None:
+    (uploads / "a.png").write_bytes(encoded(picture()))
+    assert run("a.png", step("convert", format="jpg"), to="a.jpeg")["format"] == "JPEG"
+    with pytest.raises(ValidationError, match="contradicts"):
+        run("a.png", step("convert", format="webp"), to="a.png")
+
+
+@pytest.mark.parametrize(
+    ("position", "corner"),
+    [("top-left", (4, 4)), ("top-right", (195, 4)), ("bottom-left", (4, 195)), ("bottom-right", (195, 195))],
+)
+def test_a_picture_is_a_mark_where_it_is_asked_for(
+    uploads: Path, processed: Path, position: str, corner: tuple[int, int]
+) -> None:
+    (uploads / "a.png").write_bytes(encoded(Image.new("RGB", (200, 200), "white")))
+    (uploads / "mark.png").write_bytes(encoded(Image.new("RGB", (50, 50), "red")))
+    run("a.png", step("watermark", imagePath="mark.png", position=position, opacity=1, scale=0.1))
+    image = written(processed)
+    assert is_red(image.getpixel(corner))
+    assert image.getpixel((100, 100)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("opacity", "darkest"), [(0, 255), (0.5, 127), (1, 0)])
+def test_a_text_is_as_opaque_as_it_is_asked_for(
+    uploads: Path, processed: Path, opacity: float, darkest: int
+) -> None:
+    (uploads / "a.png").write_bytes(encoded(Image.new("RGB", (200, 200), "white")))
+    run(
+        "a.png",
+        step("watermark", text="(c) Ana", position="center", opacity=opacity, scale=0.9, color="black"),
+    )
+    low, high = written(processed).convert("L").getextrema()
+    assert abs(low - darkest) <= 2 and high == 255
+
+
+def test_a_mark_that_is_a_bomb_is_discarded(uploads: Path) -> None:
+    (uploads / "a.png").write_bytes(encoded(picture()))
+    (uploads / "mark.png").write_bytes(png(65535, 65535))
+    with pytest.raises(Discard, match=r"/uploads/mark\.png .*pixels"):
+        run("a.png", step("watermark", imagePath="mark.png"))
+
+
+def test_steps_are_taken_in_their_order(uploads: Path) -> None:
+    (uploads / "a.png").write_bytes(encoded(picture()))
+    steps = [step("crop", width=100, height=50), step("rotate", angle=90)]
+    first = run("a.png", *steps, to="first.png")
+    assert (first["width"], first["height"]) == (50, 100)
+    with pytest.raises(Discard, match="crop"):
+        run("a.png", *reversed(steps), to="second.png")
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        step("crop", x=-1, width=1, height=1),
+        step("crop", width=1),
+        step("rotate", angle=361),
+        step("rotate", angle=1, background="no colour"),
+        step("watermark"),
+        step("watermark", text="a", imagePath="a.png"),
+        step("watermark", text="a\nb"),
+        step("watermark", imagePath="../a.png"),
+        step("watermark", text="a", opacity=1.1),
+        step("watermark", text="a", position="elsewhere"),
+        step("convert", format="svg"),
+        step("thumbnail", width=10_000, height=10_000),
+        step("emboss"),
+    ],
+)
+def test_a_step_that_makes_no_sense_is_refused_at_submission(operation: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        run("a.png", operation)
