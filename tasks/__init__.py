@@ -2,9 +2,9 @@
 
 from django.conf import settings
 
-from tasks import bulk, cleanup, email, external_sync, files, images, upkeep
+from tasks import bulk, cleanup, compute, email, external_sync, files, images, upkeep
 
-__all__ = ["bulk", "cleanup", "email", "external_sync", "files", "images", "upkeep"]
+__all__ = ["bulk", "cleanup", "compute", "email", "external_sync", "files", "images", "upkeep"]
 
 if settings.CAPATAZ_DEMO:
     from tasks import demo
