@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from datetime import date, datetime
+from decimal import Decimal
 from typing import Any
 
 from capataz.errors import Discard
@@ -39,10 +41,21 @@ class Column:
         if value is None or value == "":
             return
         self.filled += 1
-        kind = _kind_of_text(value) if textual else _kind(value)
+        kind = self.kind_of(value, textual=textual)
         self.kinds.add(kind)
         if kind in _NUMBERS:
             self._count(float(value) if kind == "number" else int(value))
+
+    @staticmethod
+    def kind_of(value: Any, *, textual: bool) -> str:
+        """What a value that is not empty is; of text, what it says, if ``textual``."""
+        if isinstance(value, datetime):
+            return "datetime"
+        if isinstance(value, date):
+            return "date"
+        if isinstance(value, Decimal):
+            return "number"
+        return _kind_of_text(value.strip()) if textual else _kind(value)
 
     def summary(self, name: str, rows: int, *, textual: bool) -> dict[str, Any]:
         """Name, type and empty cells; minimum, maximum and mean too if all of it is numbers."""
@@ -110,7 +123,7 @@ def _kind_of_text(text: str) -> str:
 def _kind(value: Any) -> str:
     # bool first: to Python, True is an integer.
     kinds = {bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
-    return kinds.get(type(value)) or _kind_of_date(value)
+    return kinds.get(type(value)) or _kind_of_date(str(value))
 
 
 def _kind_of_date(text: str) -> str:

@@ -13,38 +13,32 @@ from pydantic import Field
 from capataz.errors import Discard
 from capataz.handlers import RunningTask, handler
 from capataz.policy import exponential
+from tasks.cells import json_value
 from tasks.columns import Columns
 from tasks.excerpts import Shelf, clip, excerpt
 from tasks.front_matter import BrokenFrontMatter, front_matter
-from tasks.payloads import Payload
-from tasks.roots import (
-    CHUNK,
-    DATA,
-    EXPORTS,
-    PROCESSED,
-    UPLOADS,
-    Location,
-    RefusedPath,
-    listing,
-    locate,
-    path_under,
-    reading,
-    size_of,
-    writing,
+from tasks.operations import (
+    LARGEST_FILE,
+    OPERATIONS,
+    SOURCES,
+    TARGETS,
+    Aggregate,
+    Checksum,
+    Compress,
+    Convert,
+    Decompress,
+    Source,
+    Target,
+    Validate,
 )
+from tasks.payloads import Payload
+from tasks.progress import ROWS_BETWEEN_LOOKS, Progress
+from tasks.roots import CHUNK, Location, RefusedPath, listing, locate, path_under, reading, writing
 from tasks.rows import READERS, Malformed, Rows
+from tasks.tables import TableSource, opened
 
-LARGEST_FILE = 16 * 1024**3
 MOST_DOCUMENTS = 10_000
 SAMPLE_ROWS, SHOWN_ERRORS = 5, 20
-ROWS_BETWEEN_LOOKS = 1_000
-
-SOURCES = (DATA, UPLOADS, PROCESSED, EXPORTS)
-# Not /uploads: what arrived from outside stays as it arrived.
-TARGETS = (PROCESSED, EXPORTS, DATA)
-
-Source = Annotated[str, path_under(*SOURCES)]
-Target = Annotated[str, path_under(*TARGETS)]
 
 
 class Output(Payload):
@@ -60,7 +54,7 @@ class Table(Output):
     ``delimiter`` is for CSV; without it, it is guessed from the header. ``json`` is always UTF-8.
     """
 
-    format: Literal["csv", "json", "jsonl", "markdown"]
+    format: Literal["csv", "json", "jsonl", "ndjson", "parquet", "xlsx", "markdown"]
     encoding: Literal["utf-8", "latin-1", "cp1252"] = "utf-8"
     delimiter: Literal[",", ";", "\t", "|"] | None = None
 
@@ -103,7 +97,10 @@ class FrontMatter(Payload):
     params: Documents = Documents()
 
 
-FileJob = Annotated[Parse | CopyFile | FrontMatter, Field(discriminator="operation")]
+FileJob = Annotated[
+    Parse | CopyFile | FrontMatter | Convert | Validate | Aggregate | Checksum | Compress | Decompress,
+    Field(discriminator="operation"),
+]
 
 
 @handler(
@@ -114,8 +111,10 @@ FileJob = Annotated[Parse | CopyFile | FrontMatter, Field(discriminator="operati
     soft_time_limit=3540,
     time_limit=3600,
 )
-def process(task: RunningTask, job: Parse | CopyFile | FrontMatter) -> dict[str, Any]:
-    """Parse, copy or collect. Relative paths are under ``/data``, relative outputs under ``/processed``.
+def process(task: RunningTask, job: Any) -> dict[str, Any]:
+    """Parse, check, convert, add up, copy, pack, unpack, or collect front matter.
+
+    Relative paths are under ``/data``, relative outputs under ``/processed``.
 
     A file that is missing is tried again, since it may still be on its way; a path that may not be
     opened and a file that is not of its format are discarded.
@@ -124,22 +123,9 @@ def process(task: RunningTask, job: Parse | CopyFile | FrontMatter) -> dict[str,
         return _parse(task, job)
     if isinstance(job, CopyFile):
         return _copy(task, job)
-    return _collect(task, job)
-
-
-class Progress:
-    """Reports how much of a file has been read, in steps of five percent."""
-
-    def __init__(self, task: RunningTask, file: BinaryIO) -> None:
-        self._task, self._file = task, file
-        self._size, self._next = max(1, size_of(file)), 5
-
-    def look(self, message: str = "") -> None:
-        """Report, if another five percent have been read; never a hundred, which is for the end."""
-        percent = min(99, self._file.tell() * 100 // self._size)
-        if percent >= self._next:
-            self._next = percent - percent % 5 + 5
-            self._task.progress(percent, message)
+    if isinstance(job, FrontMatter):
+        return _collect(task, job)
+    return OPERATIONS[type(job)](task, job)
 
 
 def _parse(task: RunningTask, job: Parse) -> dict[str, Any]:
@@ -151,6 +137,8 @@ def _parse(task: RunningTask, job: Parse) -> dict[str, Any]:
 
 
 def _rows(file: BinaryIO, params: Table) -> Rows:
+    if params.format in ("parquet", "xlsx"):
+        return opened(file, params.format, TableSource()).rows
     options: dict[str, Any] = {} if params.format == "json" else {"encoding": params.encoding}
     if params.format == "csv":
         options["delimiter"] = params.delimiter
@@ -168,9 +156,9 @@ def _read(rows: Rows, params: Table, progress: Progress, output: BinaryIO | None
             continue
         columns.add(row.values)
         if columns.rows <= SAMPLE_ROWS:
-            sample.add(excerpt(row.values))
+            sample.add(excerpt(json_value(row.values)))
         if output is not None:
-            written += _write_line(output, row.values)
+            written += _write_line(output, json_value(row.values))
             _check_size(written)
     return {
         "rows": columns.rows,

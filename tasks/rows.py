@@ -95,7 +95,7 @@ def csv_rows(file: BinaryIO, *, encoding: str = "utf-8", delimiter: str | None =
     lines = Lines(file, encoding)
     reader = csv.reader(lines, delimiter=delimiter or _likely_delimiter(file), strict=True)
     try:
-        names = _distinct(next((cells for cells in reader if cells), []))
+        names = distinct(next((cells for cells in reader if cells), []))
     except (csv.Error, BadLine) as error:
         raise Discard(f"the header cannot be read: {error}") from None
     while True:
@@ -113,6 +113,17 @@ def csv_rows(file: BinaryIO, *, encoding: str = "utf-8", delimiter: str | None =
             yield Row(line, dict(zip(names, cells, strict=True)))
         else:
             yield Malformed(line, f"{len(cells)} fields instead of {len(names)}")
+
+
+def csv_names(file: BinaryIO, *, encoding: str = "utf-8", delimiter: str | None = None) -> list[str]:
+    """The names in the header of a CSV file, from its start; the file is at its start again afterwards."""
+    reader = csv.reader(Lines(file, encoding), delimiter=delimiter or _likely_delimiter(file), strict=True)
+    try:
+        return distinct(next((cells for cells in reader if cells), []))
+    except (csv.Error, BadLine) as error:
+        raise Discard(f"the header cannot be read: {error}") from None
+    finally:
+        file.seek(0)
 
 
 def jsonl_rows(file: BinaryIO, *, encoding: str = "utf-8") -> Rows:
@@ -178,6 +189,7 @@ READERS: dict[str, Callable[..., Rows]] = {
     "csv": csv_rows,
     "json": json_rows,
     "jsonl": jsonl_rows,
+    "ndjson": jsonl_rows,
     "markdown": markdown_rows,
 }
 
@@ -218,7 +230,8 @@ def _likely_delimiter(file: BinaryIO) -> str:
     return max(DELIMITERS, key=lambda delimiter: header.count(delimiter.encode()))
 
 
-def _distinct(names: list[str]) -> list[str]:
+def distinct(names: list[str]) -> list[str]:
+    """These names of columns, each once and none empty. Raises Discard for more than 500."""
     if len(names) > MOST_COLUMNS:
         raise Discard(f"the file has more than {MOST_COLUMNS} columns")
     taken: dict[str, None] = {}
