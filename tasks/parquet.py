@@ -23,7 +23,6 @@ def arrow() -> Any:
     import pyarrow.parquet
 
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())
-    pyarrow.set_cpu_count(1)
     return pyarrow
 
 
