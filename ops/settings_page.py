@@ -126,6 +126,9 @@ KINDS = {"str": "text", "bool": "true or false", "list": "list, with commas", "p
 DEFAULTS = {
     "APP_ENV != 'production'": "true, but false in production",
     "env.str('NODE_ENV', 'development')": "`NODE_ENV`, else `development`",
+    "_failure_threshold": "`failureThreshold`, else `5`",
+    "_call_timeout": "`timeout`, else `30000`",
+    "_reset_timeout": "`resetTimeout`, else `60000`",
 }
 
 

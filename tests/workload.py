@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +26,7 @@ from capataz import DurableTask
 from capataz.errors import Discard, RetryLater, SoftTimeLimitExceeded, TaskCancelled
 from capataz.handlers import RunningTask, handler
 from capataz.models import Task as Row
-from capataz.policy import Keep, exponential, fixed, never
+from capataz.policy import Circuit, Keep, exponential, fixed, never
 from tests.processes import PATIENCE
 
 
@@ -452,3 +453,25 @@ _left: list[Any] = []
 
 async def _read_context() -> str:
     return _context.get()
+
+
+@handler(
+    "testing.circuit", retry=fixed(0, attempts=100), circuit=Circuit(failures=3, reset=1, ignore=(KeyError,))
+)
+def behind_a_circuit(task: RunningTask, payload: dict[str, Any]) -> Any:
+    """Fail for as long as a file of this name lies there, noting each attempt."""
+    note(f"{payload['file']}.log", "start")
+    if payload.get("excused"):
+        raise KeyError("nothing to do with the other side")
+    if (Path(settings.CAPATAZ_DATA_DIR) / "records" / payload["file"]).exists():
+        raise ConnectionError("the other side is down")
+    time.sleep(payload.get("seconds", 0))
+    return "through"
+
+
+@handler("testing.calls", retry=never())
+def calls(task: RunningTask, payload: dict[str, Any]) -> Any:
+    """Ask an address, behind a circuit of this name."""
+    with task.circuit(payload["name"], Circuit(failures=2, reset=1)):
+        with urllib.request.urlopen(payload["url"], timeout=10) as answer:
+            return answer.read().decode()

@@ -56,6 +56,16 @@ class QueueFull(CapatazError):
         )
 
 
+class CircuitOpen(CapatazError):
+    """A circuit lets no call through. Where a handler does not catch it, its task waits for ``retry_after``
+    seconds and spends no attempt.
+    """
+
+    def __init__(self, name: str, retry_after: float) -> None:
+        self.name, self.retry_after = name, retry_after
+        super().__init__(f"the circuit {name} is open; try again in {retry_after:.0f} seconds")
+
+
 class Discard(CapatazError):
     """Raised by a handler: this task is not worth repeating, make it a dead letter now."""
 

@@ -7,6 +7,7 @@ import logging
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -25,7 +26,7 @@ from capataz.errors import (
     Snoozed,
     TaskCancelled,
 )
-from capataz.policy import MAX_DELAY, Keep, Retry, exponential
+from capataz.policy import MAX_DELAY, Circuit, Keep, Retry, exponential
 from capataz.uniqueness import Policy as UniquePolicy
 
 TYPE_NAME = re.compile(r"[a-z][a-z0-9_.]{0,63}")
@@ -60,6 +61,9 @@ class RunningTask:
     starts: int
     report_progress: Callable[[int, str], None] = lambda percent, message: None
     report_log: Callable[[int, str], None] = lambda level, message: None
+    enter_circuit: Callable[[str, Circuit | None], AbstractContextManager[object]] = lambda name, policy: (
+        nullcontext()
+    )
     cancelled: bool = False
     """Whether somebody has asked for it to be cancelled: a handler with a ``cancel_grace`` looks at it."""
 
@@ -67,6 +71,14 @@ class RunningTask:
         """Raise TaskCancelled if the task was cancelled: for places where the work may well be left."""
         if self.cancelled:
             raise TaskCancelled("the task was cancelled while it ran")
+
+    def circuit(self, name: str, policy: Circuit | None = None) -> AbstractContextManager[object]:
+        """A context in which calls to one other side, such as a host, are made.
+
+        Raises CircuitOpen on entering, if the calls of all processes have failed there too often; what is
+        raised inside counts as a failure.
+        """
+        return self.enter_circuit(name, policy)
 
     def progress(self, percent: int, message: str = "") -> None:
         """Tell the outside how far the work is: 0 to 100 percent, and a line of at most 200 characters.
@@ -141,6 +153,7 @@ class Handler(Generic[Payload]):
     keep: Keep
     unique: UniquePolicy | None
     from_call: Callable[[Any, Any], Any]
+    circuit: Circuit | None
 
     def __call__(self, task: RunningTask, payload: Payload) -> Any:
         """Run the function here and now, without a task."""
@@ -215,6 +228,7 @@ def handler(
     cancel_grace: float = 0,
     keep: Keep | None = None,
     from_call: Callable[[Any, Any], Any] | None = None,
+    circuit: Circuit | None = None,
 ) -> Callable[[Callable[[RunningTask, Any], Any]], Handler[Any]]:
     """Register a function as the handler of tasks of type ``name``.
 
@@ -230,6 +244,7 @@ def handler(
     is raised inside the function, and five seconds after that its process is killed.
     ``keep`` says how long or how many ended tasks are kept, where that differs from the settings.
     ``from_call`` makes the payload of a Celery call's args and kwargs.
+    A ``circuit`` holds the type's tasks back while their attempts fail one after the other.
 
     Raises ConfigurationError for a declaration that makes no sense, or a name that is taken.
     """
@@ -271,6 +286,7 @@ def handler(
             keep=keep or Keep(),
             unique=unique,
             from_call=from_call or payload_of,
+            circuit=circuit,
         )
         _registry[name] = made
         for listener in _listeners:

@@ -11,6 +11,8 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from django.conf import settings
+
 from capataz import backoff
 from capataz.errors import ConfigurationError
 
@@ -117,6 +119,48 @@ def fixed(delay: float = 5, *, attempts: int | None = None, on: Rules | None = N
 def never() -> Retry:
     """One attempt, no retry."""
     return Retry(attempts=1, base=0, cap=0, kind="fixed")
+
+
+# --- Circuits -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """When calls stop for a while because they fail, and how they begin again.
+
+    ``failures`` in a row open it. After ``reset`` seconds it is half open: at most ``probes`` calls are under
+    way at a time. ``successes`` of them close it; a failure opens it again, for ``growth`` times as long, at
+    most ``longest`` seconds. A call that takes longer than ``timeout`` seconds is a failure, however it ends.
+    Exceptions of the classes in ``ignore`` say nothing about the other side.
+    """
+
+    failures: int = field(default_factory=lambda: settings.FAILURE_THRESHOLD)
+    timeout: float = field(default_factory=lambda: settings.CALL_TIMEOUT / 1000)
+    reset: float = field(default_factory=lambda: settings.RESET_TIMEOUT / 1000)
+    probes: int = 1
+    successes: int = 1
+    growth: float = 1
+    longest: float = 3600
+    ignore: tuple[type[BaseException], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("failures", "probes", "successes"):
+            if not 1 <= getattr(self, name) <= MAX_ATTEMPTS:
+                raise ConfigurationError(f"{name} of a circuit must be 1 to {MAX_ATTEMPTS}")
+        if not 0 < self.timeout <= MAX_DELAY:
+            raise ConfigurationError(
+                f"timeout of a circuit must be above 0 and at most {MAX_DELAY:.0f} seconds"
+            )
+        if not 0 < self.reset <= MAX_DELAY or not 0 < self.longest <= MAX_DELAY:
+            detail = f"must be above 0 and at most {MAX_DELAY:.0f} seconds"
+            raise ConfigurationError(f"reset and longest of a circuit {detail}")
+        if not 1 <= self.growth <= 10:
+            raise ConfigurationError("growth of a circuit must be 1 to 10")
+
+    def rest(self, openings: int) -> float:
+        """Seconds that it stays open, when it has opened for the ``openings``-th time in a row."""
+        grown = self.reset * self.growth ** min(openings - 1, 100)
+        return max(self.reset, min(grown, self.longest))
 
 
 # --- What a failure asks for ---------------------------------------------------------------------------

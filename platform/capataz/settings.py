@@ -119,6 +119,18 @@ BUNDLE_TASKS = env.int("CAPATAZ_BUNDLE_TASKS", 100, validate=Range(1, 250))
 VERIFY_FIRST = env.float("CAPATAZ_VERIFY_FIRST_SECONDS", 3.0, validate=Range(0.5, 60))
 VERIFY_LONGEST = env.float("CAPATAZ_VERIFY_LONGEST_SECONDS", 60.0, validate=Range(1, 3600))
 
+# --- Circuits -----------------------------------------------------------------------------------------
+
+# What a circuit does whose declaration does not say (names of seed 000, of which both spellings work): so many
+# failures in a row open it; a call that takes longer than TIMEOUT milliseconds is a failure, and after
+# RESET_TIMEOUT milliseconds a probe is let through. Below 100, somebody has meant seconds.
+_failure_threshold: int = env.int("failureThreshold", 5, validate=Range(1, 1000))
+FAILURE_THRESHOLD: int = env.int("FAILURE_THRESHOLD", _failure_threshold, validate=Range(1, 1000))
+_call_timeout: int = env.int("timeout", 30_000, validate=Range(100, 86_400_000))
+CALL_TIMEOUT: int = env.int("TIMEOUT", _call_timeout, validate=Range(100, 86_400_000))
+_reset_timeout: int = env.int("resetTimeout", 60_000, validate=Range(100, 86_400_000))
+RESET_TIMEOUT: int = env.int("RESET_TIMEOUT", _reset_timeout, validate=Range(100, 86_400_000))
+
 # --- Retention, in days, per outcome ------------------------------------------------------------------
 
 KEEP_SUCCEEDED_DAYS = env.float("CAPATAZ_KEEP_SUCCEEDED_DAYS", 7, validate=Range(0.001, 36500))

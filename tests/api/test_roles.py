@@ -39,6 +39,10 @@ EXPECTED = {
     ("POST", "/queues/{name}/pause"): Role.OPERATOR,
     ("POST", "/queues/{name}/resume"): Role.OPERATOR,
     ("PUT", "/queues/{name}/limit"): Role.OPERATOR,
+    ("GET", "/circuits"): Role.VIEWER,
+    ("POST", "/circuits/{name}/open"): Role.OPERATOR,
+    ("POST", "/circuits/{name}/close"): Role.OPERATOR,
+    ("POST", "/circuits/{name}/reset"): Role.OPERATOR,
     ("GET", "/openapi.json"): Role.VIEWER,
 }
 

@@ -497,6 +497,29 @@ class LimitsOut(Answer):
     hard_ms: int
 
 
+class CircuitPolicyOut(Answer):
+    """When the tasks of a type are held back because they fail."""
+
+    failures: Annotated[int, Field(description="So many in a row open it.")]
+    timeout_ms: Annotated[int, Field(description="An attempt that takes longer is a failure.")]
+    reset_ms: int
+    probes: int
+    successes: int
+
+
+class CircuitOut(Answer):
+    """A circuit as it is now."""
+
+    name: str
+    state: Literal["CLOSED", "OPEN", "HALF_OPEN"]
+    forced: Annotated[bool, Field(description="Set by an operator, until it is reset.")]
+    failure_count: int
+    success_count: int
+    changed_at: str | None
+    retry_at: str | None
+    last_failure_time: str | None
+
+
 class TypeOut(Answer):
     """A type of task, and what its handler declares."""
 
@@ -513,6 +536,7 @@ class TypeOut(Answer):
         dict[str, Any] | None,
         Field(description="Which tasks are the same one, and what becomes of the second."),
     ]
+    circuit: CircuitPolicyOut | None
     sensitive: Annotated[list[str], Field(description="Paths of values that are encrypted and masked.")]
     payload_schema: Annotated[dict[str, Any], Field(description="JSON Schema of data.")]
 

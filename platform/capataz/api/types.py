@@ -16,7 +16,7 @@ from capataz.api.schemas import ProblemOut, TypeOut
 from capataz.api.wire import answer
 from capataz.handlers import Handler
 from capataz.models import Role
-from capataz.policy import Retry
+from capataz.policy import Circuit, Retry
 
 router = Router(tags=["types"])
 
@@ -54,6 +54,7 @@ def _document(handler: Handler[Any]) -> dict[str, Any]:
         },
         "unique": handler.unique and uniqueness.document(handler.unique),
         "sensitive": handler.sensitive.paths,
+        "circuit": _circuit(handler.circuit),
         "payloadSchema": handler.payload.json_schema(by_alias=True),
     }
 
@@ -64,4 +65,16 @@ def _waits(retry: Retry) -> dict[str, Any]:
         "baseMs": round(retry.base * 1000),
         "capMs": round(retry.cap * 1000),
         "jitter": retry.jitter,
+    }
+
+
+def _circuit(policy: Circuit | None) -> dict[str, Any] | None:
+    if policy is None:
+        return None
+    return {
+        "failures": policy.failures,
+        "timeoutMs": round(policy.timeout * 1000),
+        "resetMs": round(policy.reset * 1000),
+        "probes": policy.probes,
+        "successes": policy.successes,
     }

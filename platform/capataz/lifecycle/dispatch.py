@@ -23,8 +23,8 @@ from redis.exceptions import NoPermissionError
 
 from capataz import pointer
 from capataz.database import Connection, Session
+from capataz.lifecycle import circuit_breaking, rollups, task_results, wakeup
 from capataz.lifecycle import crew as crews
-from capataz.lifecycle import rollups, task_results, wakeup
 from capataz.lifecycle.crew import Crew
 from capataz.lifecycle.submission import known_queues
 from capataz.lifecycle.task_results import Record
@@ -135,17 +135,28 @@ class Dispatcher:
             room = slots * settings.WINDOW - self._bundles_out(connection, queue)
             if room <= 0:
                 return []
-            sizes = {task_type: self._crew.bundle_size(task_type) for task_type in sorted(types)}
-            parameters = {
-                "queue": queue,
-                "types": list(sizes),
-                "shares": [1 / size for size in sizes.values()],
-                "room": room,
-                "most": min(MOST * 4, math.ceil(room * max(sizes.values()))),
-                "verify": settings.VERIFY_FIRST,
-            }
-            rows = connection.execute(statement("release"), parameters).fetchall()
+            gates = circuit_breaking.gates(connection, types)
+            sizes = {each: self._crew.bundle_size(each) for each in sorted(types - gates.keys())}
+            most = min(MOST * 4, math.ceil(room * max(sizes.values(), default=0)))
+            rows = self._free(connection, queue, sizes, room, most) if sizes else []
+            for task_type, more in gates.items():
+                if more:
+                    rows += self._free(connection, queue, {task_type: 1}, more, more)
         return [Released(*row) for row in rows]
+
+    def _free(
+        self, connection: Connection, queue: str, sizes: dict[str, int], room: float, most: int
+    ) -> list[tuple[Any, ...]]:
+        """Release tasks of these types, of which so many make a bundle."""
+        parameters = {
+            "queue": queue,
+            "types": list(sizes),
+            "shares": [1 / size for size in sizes.values()],
+            "room": room,
+            "most": most,
+            "verify": settings.VERIFY_FIRST,
+        }
+        return connection.execute(statement("release"), parameters).fetchall()
 
     def _bundles_out(self, connection: Connection, queue: str) -> float:
         rows = connection.execute(statement("out"), {"queue": queue})
@@ -178,9 +189,12 @@ class Dispatcher:
         usable = [
             name for [name] in connection.execute("SELECT name FROM capataz_queue WHERE paused_at IS NULL")
         ]
+        types = self._crew.all_types()
+        with connection.transaction():
+            circuit_breaking.gates(connection, types)
         here = {
             "queues": [queue for queue in usable if self._crew.slots.get(queue)],
-            "types": self._crew.all_types(),
+            "types": types,
             "most": MOST,
         }
         connection.execute(statement("withdraw"), here)
@@ -286,6 +300,7 @@ class Dispatcher:
                 settings.DISPATCH_IDLE_POLL,
             )
         connection.execute(statement("declare_queues"), {"names": sorted(known_queues())})
+        circuit_breaking.declare(connection)
         self._crew_at = -math.inf
 
     def _rest(self, released: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from django.conf import settings
 
 from capataz.database import Connection
-from capataz.lifecycle import task_results
+from capataz.lifecycle import circuit_breaking, task_results
 from capataz.lifecycle.task_results import Record
 from capataz.models import Outcome
 from capataz.policy import Retry
@@ -55,6 +55,8 @@ class Finish:
     delay: float = 0.0
     counted: bool = False
     cause: str | None = None
+    failed: bool | None = None  # what it says to the circuit of its type, if that has one
+    type: str = ""
 
 
 def claim(connection: Connection, worker_id: int, runs: Sequence[tuple[uuid.UUID, int]]) -> list[Grant]:
@@ -104,7 +106,15 @@ def finish(connection: Connection, finishes: Sequence[Finish], *, recorded: bool
             if is_final
         ]
         task_results.record(connection, final)
-    return {task_id for task_id, *_ in rows}
+    ended = {task_id for task_id, *_ in rows}
+    marks = [
+        (each.type, each.failed, each.started_ago or 0.0)
+        for each in finishes
+        if each.failed is not None and each.id in ended
+    ]
+    if marks:
+        circuit_breaking.mark(connection, marks)
+    return ended
 
 
 def mark_running(connection: Connection, started: Sequence[tuple[uuid.UUID, int, float]]) -> set[int]:

@@ -1,6 +1,7 @@
 """The nouns: what Capataz keeps in PostgreSQL."""
 
 from capataz.models.attempt import Attempt, Outcome
+from capataz.models.circuit import Circuit, CircuitMark, CircuitState
 from capataz.models.event import Event
 from capataz.models.log_line import LogLine
 from capataz.models.pruned import Pruned
@@ -13,6 +14,9 @@ from capataz.models.worker import Worker, WorkerState
 
 __all__ = [
     "Attempt",
+    "Circuit",
+    "CircuitMark",
+    "CircuitState",
     "Event",
     "LogLine",
     "Outcome",

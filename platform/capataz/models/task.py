@@ -11,6 +11,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from capataz import priority
+from capataz.models.circuit import TYPE, Circuit, CircuitState
 from capataz.models.queue import Queue
 from capataz.models.worker import Worker, WorkerState
 from capataz.states import FINAL, HELD, WIRE, State, states_of
@@ -229,4 +230,7 @@ class Task(models.Model):
         crew = Worker.objects.filter(state=WorkerState.RUNNING, queues__contains=[self.queue])
         if not crew.filter(types__contains=[self.type]).exists():
             return f"no running worker of the queue {self.queue} knows the type {self.type}"
+        circuit = Circuit.objects.filter(pk=TYPE + self.type).exclude(state=CircuitState.CLOSED).first()
+        if circuit is not None:
+            return circuit.obstacle()
         return None

@@ -28,9 +28,10 @@ from django.conf import settings
 from django.db import connections
 from pydantic import ValidationError
 
-from capataz import jsontext, sensitive
+from capataz import circuits, jsontext, sensitive
 from capataz.errors import (
     CannotDecrypt,
+    CircuitOpen,
     Discard,
     Discarded,
     RetryIn,
@@ -68,6 +69,8 @@ class Wear:
 
 STEP, PROGRESS, LOG = "step", "progress", "log"
 SUCCEEDED, FAILED, INTERRUPTED, SNOOZED = "succeeded", "failed", "interrupted", "snoozed"
+# Failed in a way that says nothing about the circuit of its type; not tried, because a circuit is open.
+EXCUSED, HELD_OFF = "excused", "held_off"
 
 _VERDICTS = {RetryIn: "to be tried again in {:g} s", Snoozed: "snoozed for {:g} s", Discarded: "discarded"}
 
@@ -173,6 +176,7 @@ def _call(handler: Handler[Any], item: tuple[Any, ...], report_progress: Callabl
         starts=starts,
         report_progress=report_progress,
         report_log=_report_log,
+        enter_circuit=circuits.circuit,
     )
     global _running, _cancel_grace
     _running, _cancel_grace = running, handler.cancel_grace
@@ -220,6 +224,8 @@ def _celery_context(handler: Handler[Any], running: RunningTask, payload: str) -
 def _failure(
     handler: Handler[Any], error: BaseException, scrub: Callable[[str], str], failures: int
 ) -> tuple[Any, ...]:
+    if isinstance(error, CircuitOpen):
+        return HELD_OFF, None, str(error), None, True, error.retry_after
     said = _describe(error.exc if isinstance(error, CeleryRetry) and error.exc is not None else error)
     lines = "".join(tracebacks.format_exception(error, limit=-30))
     for each in _with_causes(error):
@@ -229,7 +235,7 @@ def _failure(
     retryable, delay = _again(handler, error, failures)
     if isinstance(error, Verdict):  # nothing went wrong: where it was said is of no interest
         return SNOOZED if isinstance(error, Snoozed) else FAILED, None, text, None, retryable, delay
-    how = INTERRUPTED if isinstance(error, TaskCancelled) else FAILED
+    how = _how(error, handler)
     return how, None, text, jsontext.printable(scrub(lines), TRACEBACK_LENGTH), retryable, delay
 
 
@@ -251,6 +257,14 @@ def _again(handler: Handler[Any], error: BaseException, failures: int) -> tuple[
     if asked is None and rule is not None:
         asked = rule.delay(failures).total_seconds()
     return True, asked
+
+
+def _how(error: BaseException, handler: Handler[Any]) -> str:
+    if isinstance(error, TaskCancelled):
+        return INTERRUPTED
+    if handler.circuit is not None and isinstance(error, handler.circuit.ignore):
+        return EXCUSED
+    return FAILED
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -88,5 +88,6 @@ class Ended:
     error: str | None = None
     traceback: str | None = None
     retryable: bool = True
-    delay: float | None = None  # seconds that the failure, or its handler, asks to wait
+    delay: float | None = None  # seconds that the failure, its handler, or an open circuit asks to wait
     counted: bool = False  # a give-back that the task's row counts
+    excused: bool = False  # a failure that says nothing about the circuit of its type

@@ -524,7 +524,19 @@ def to_finish(ended: Ended, now: float) -> Finish:
         delay=delay,
         counted=ended.counted,
         cause=cause_of(error, ended.traceback) if state is State.DEAD else None,
+        failed=_verdict(ended),
+        type=held.type,
     )
+
+
+def _verdict(ended: Ended) -> bool | None:
+    """What an ending says to the circuit of its type: a failure, a success, or nothing."""
+    circuit, started = ended.held.handler.circuit, ended.held.started
+    if circuit is None or started is None or ended.excused:
+        return None
+    if ended.ending is Ending.SUCCEEDED:
+        return ended.ended - started > circuit.timeout
+    return True if ended.ending is Ending.FAILED and ended.retryable else None
 
 
 def _fate(ended: Ended) -> tuple[State, Outcome, float, str | None]:
@@ -556,7 +568,8 @@ def _fate(ended: Ended) -> tuple[State, Outcome, float, str | None]:
         case Ending.CANCELLED:
             return State.CANCELLED, Outcome.CANCELLED, 0.0, ended.error
         case Ending.GIVEN_BACK:
-            return State.QUEUED, Outcome.GIVEN_BACK, 0.0, ended.error
+            state = State.QUEUED if ended.delay is None else State.RETRYING
+            return state, Outcome.GIVEN_BACK, ended.delay or 0.0, ended.error
 
 
 def _fate_of_snoozed(ended: Ended) -> tuple[State, Outcome, float, str | None]:

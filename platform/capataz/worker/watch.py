@@ -22,7 +22,7 @@ from django.conf import settings
 from capataz.lifecycle.recovery import LOOK
 from capataz.servers import SILENT_PEER
 from capataz.worker.channel import Channel
-from capataz.worker.child import INTERRUPTED, LOG, PROGRESS, SNOOZED, SUCCEEDED
+from capataz.worker.child import EXCUSED, HELD_OFF, INTERRUPTED, LOG, PROGRESS, SNOOZED, SUCCEEDED
 from capataz.worker.holding import Bundle, Ended, Ending, Held
 
 # A bundle whose current task runs longer than this gives its other tasks to idle children.
@@ -43,7 +43,7 @@ UNHEARD = 2.0  # seconds
 CANCEL_GRACE = 5.0  # seconds
 
 # What a child says of a task that it has ended itself; everything else is a failure.
-_ENDINGS = {SUCCEEDED: Ending.SUCCEEDED, SNOOZED: Ending.SNOOZED}
+_ENDINGS = {SUCCEEDED: Ending.SUCCEEDED, SNOOZED: Ending.SNOOZED, HELD_OFF: Ending.GIVEN_BACK}
 
 _log = logging.getLogger(__name__)
 
@@ -228,9 +228,9 @@ class Watch(threading.Thread):
         if how != SUCCEEDED and held.stop_reason is not None:
             ending, error = held.stop_reason, held.stop_text
         elif how == INTERRUPTED:  # the signal was meant for the task before it
-            ending = Ending.GIVEN_BACK
+            ending, delay = Ending.GIVEN_BACK, None
         told = {"error": error, "traceback": traceback, "retryable": retryable, "delay": delay}
-        self._end(held, ending, at=at, result=result, **told)
+        self._end(held, ending, at=at, result=result, excused=how == EXCUSED, **told)
 
     def _end(self, held: Held, ending: Ending, *, at: float | None = None, **details: Any) -> None:
         if not held.ended:

@@ -25,7 +25,9 @@ SETUP_LOCK = 0x43505A53
 # What each role may do beyond the role before it, in Django's own permissions: app label to codenames.
 GRANTS: dict[Role, dict[str, list[str]]] = {
     Role.VIEWER: {
-        "capataz": [f"view_{noun}" for noun in ("task", "attempt", "worker", "queue", "event", "schedule")],
+        "capataz": [
+            f"view_{noun}" for noun in ("task", "attempt", "worker", "queue", "event", "schedule", "circuit")
+        ],
         "tasks": ["view_externalsource"],
         "django_celery_beat": [
             *("view_periodictask", "view_crontabschedule", "view_intervalschedule", "view_clockedschedule")
@@ -33,7 +35,10 @@ GRANTS: dict[Role, dict[str, list[str]]] = {
     },
     Role.PRODUCER: {"capataz": ["add_task"]},
     # What others' services say may be meant for few.
-    Role.OPERATOR: {"capataz": ["change_task", "change_queue"], "tasks": ["view_externalitem"]},
+    Role.OPERATOR: {
+        "capataz": ["change_task", "change_queue", "change_circuit"],
+        "tasks": ["view_externalitem"],
+    },
     Role.ADMIN: {
         "capataz": ["view_token", "add_token", "change_token", "add_schedule", "change_schedule"],
         "django_celery_beat": ["*"],
