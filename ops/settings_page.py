@@ -121,7 +121,14 @@ UNITS = {
     "SLACK_API_URL": "URL",
     "EMAIL_PORT": "TCP port",
 }
-KINDS = {"str": "text", "bool": "true or false", "list": "list, with commas", "path": "path", "int": "number"}
+KINDS = {
+    "str": "text",
+    "bool": "true or false",
+    "list": "list, with commas",
+    "path": "path",
+    "int": "number",
+    "json": "JSON",
+}
 
 DEFAULTS = {
     "APP_ENV != 'production'": "true, but false in production",

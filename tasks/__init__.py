@@ -2,9 +2,19 @@
 
 from django.conf import settings
 
-from tasks import bulk, cleanup, compute, email, external_sync, files, images, upkeep
+from tasks import api_integration, bulk, cleanup, compute, email, external_sync, files, images, upkeep
 
-__all__ = ["bulk", "cleanup", "compute", "email", "external_sync", "files", "images", "upkeep"]
+__all__ = [
+    "api_integration",
+    "bulk",
+    "cleanup",
+    "compute",
+    "email",
+    "external_sync",
+    "files",
+    "images",
+    "upkeep",
+]
 
 if settings.CAPATAZ_DEMO:
     from tasks import demo

@@ -112,7 +112,7 @@ def _storable(value: Any) -> Any:
 def _refusal(status: int, headers: Message) -> Exception:
     if status in (403, 429):
         if after := headers.get("Retry-After"):
-            return ComeBackLater(_wait(after))
+            return ComeBackLater(wait_of(after))
         if headers.get("X-RateLimit-Remaining") == "0":
             return ComeBackLater(_until(headers.get("X-RateLimit-Reset", "")))
         if status == 429:
@@ -122,8 +122,8 @@ def _refusal(status: int, headers: Message) -> Exception:
     return SourceFailed(f"answered with status {status}")
 
 
-def _wait(after: str) -> timedelta:
-    """What Retry-After says, in seconds or as a date."""
+def wait_of(after: str) -> timedelta:
+    """What a header Retry-After says, in seconds or as a date."""
     if re.fullmatch(r"[0-9]{1,9}", after.strip()):
         return timedelta(seconds=int(after))
     try:

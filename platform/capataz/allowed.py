@@ -46,6 +46,20 @@ def encryption_key(text: str) -> None:
         raise ValidationError(str(error)) from None
 
 
+def outbound_secrets(given: Any) -> None:
+    """Secrets by name, each with its value or values and the hosts that it may be sent to."""
+    if not isinstance(given, dict):
+        raise ValidationError("must be a JSON object of secrets by name")
+    for name, secret in given.items():
+        value = secret.get("value") if isinstance(secret, dict) else None
+        hosts = secret.get("hosts") if isinstance(secret, dict) else None
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(isinstance(each, str) and each for each in values):
+            raise ValidationError(f"{name} needs a value: a text, or a list of texts")
+        if not isinstance(hosts, list) or not hosts or not all(isinstance(each, str) for each in hosts):
+            raise ValidationError(f"{name} needs hosts: a list of those it may be sent to")
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ip_address(host).is_loopback

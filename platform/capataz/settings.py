@@ -17,7 +17,7 @@ from environs import Env, EnvError
 from marshmallow.validate import ContainsOnly, OneOf, Range, Regexp
 
 from capataz import home
-from capataz.allowed import api_url, each, encryption_key
+from capataz.allowed import api_url, each, encryption_key, outbound_secrets
 from capataz.keyring import new_key
 from capataz.priority import DEFAULT as DEFAULT_PRIORITY
 from capataz.priority import REDIS_STEPS
@@ -121,7 +121,7 @@ VERIFY_LONGEST = env.float("CAPATAZ_VERIFY_LONGEST_SECONDS", 60.0, validate=Rang
 
 # --- Circuits -----------------------------------------------------------------------------------------
 
-# What a circuit does whose declaration does not say (names of seed 000, of which both spellings work): so many
+# What a circuit does whose declaration does not say; seed 000's names, of which both spellings work. So many
 # failures in a row open it; a call that takes longer than TIMEOUT milliseconds is a failure, and after
 # RESET_TIMEOUT milliseconds a probe is let through. Below 100, somebody has meant seconds.
 _failure_threshold: int = env.int("failureThreshold", 5, validate=Range(1, 1000))
@@ -204,6 +204,15 @@ SLACK_API_URL: str = env.str("SLACK_API_URL", "https://slack.com/api", validate=
 # Days since their last change after which the copies are deleted. The first look goes back as far.
 KEEP_EXTERNAL_DAYS = env.float("CAPATAZ_KEEP_EXTERNAL_DAYS", 365, validate=Range(0.001, 36500))
 
+# Hosts, as host or host:port, that `api_integration` and `webhook` may call although they are not on the
+# public internet, or on another port than 80 and 443. Everything else that is private is refused.
+OUTBOUND_ALLOWED_HOSTS: list[str] = env.list("CAPATAZ_OUTBOUND_ALLOWED_HOSTS", [], subcast=str.strip)
+# Certificates, in PEM, by which those hosts are known, instead of the public ones.
+OUTBOUND_CA_FILE: str = env.str("CAPATAZ_OUTBOUND_CA_FILE", "")
+# Secrets that payloads name: JSON such as {"crm": {"value": "s3cret", "hosts": ["api.crm.example"]}}. Each is
+# sent to its hosts and to nobody else. A value may be a list of keys, the first of which is the newest.
+OUTBOUND_SECRETS: Any = env.json("CAPATAZ_OUTBOUND_SECRETS", {}, validate=outbound_secrets)
+
 # --- Django -------------------------------------------------------------------------------------------
 
 DEBUG = False
@@ -230,7 +239,11 @@ def _in_words(error: EnvError) -> str:
 
 def _quoted(name: str) -> str:
     """A variable with its value, unless that is, or may contain, a secret."""
-    return name if name.endswith(("_TOKEN", "_API_URL", "_KEYS")) else f"{name}={os.environ.get(name, '')!r}"
+    return (
+        name
+        if name.endswith(("_TOKEN", "_API_URL", "_KEYS", "_SECRETS"))
+        else f"{name}={os.environ.get(name, '')!r}"
+    )
 
 
 try:

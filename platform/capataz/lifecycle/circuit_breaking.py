@@ -79,7 +79,7 @@ def _settle(
     for name, was in standings.items():
         becomes = settled[name] = settled[name].ripen(now)
         circuits.store(connection, was, becomes)
-        if becomes.state != was.state and becomes.state != CircuitState.CLOSED:
+        if becomes.state not in (was.state, CircuitState.CLOSED):
             connection.execute(statement("withdraw_type"), {"type": name.removeprefix(TYPE)})
     return settled
 

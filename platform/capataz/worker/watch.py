@@ -226,7 +226,7 @@ class Watch(threading.Thread):
     ) -> None:
         ending = _ENDINGS.get(how, Ending.FAILED)
         if how != SUCCEEDED and held.stop_reason is not None:
-            ending, error = held.stop_reason, held.stop_text
+            ending, error, delay = held.stop_reason, held.stop_text, None
         elif how == INTERRUPTED:  # the signal was meant for the task before it
             ending, delay = Ending.GIVEN_BACK, None
         told = {"error": error, "traceback": traceback, "retryable": retryable, "delay": delay}
