@@ -16,7 +16,7 @@ from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from capataz.lifecycle.submission import Submission, submit, submit_many
-from capataz.models import Attempt, Event, Queue, Schedule, Task, Token, Worker
+from capataz.models import Attempt, Circuit, Event, Queue, Schedule, Task, Token, Worker
 from capataz.models.token import digest_of
 
 PLACES = ["task", "worker", "queue", "event", "token"]
@@ -242,3 +242,21 @@ def test_a_schedules_policy_is_chosen_on_its_page() -> None:
     assert answer.status_code == 302, answer.content.decode()
     policy = Schedule.objects.get(pk=schedule.pk)
     assert (policy.missed, policy.missed_limit, policy.overlap) == ("all", 7, "queue")
+
+
+def test_circuits_are_opened_closed_and_reset(db: None) -> None:
+    circuit = Circuit.objects.create(name="api.example.org")
+    client = signed_in("operator")
+    for action, state, forced in (
+        ("force_open", "OPEN", True),
+        ("force_closed", "CLOSED", True),
+        ("reset", "CLOSED", False),
+    ):
+        act(client, "circuit", action, circuit.pk)
+        circuit.refresh_from_db()
+        assert (circuit.state, circuit.forced) == (state, forced)
+    assert client.get("/admin/capataz/circuit/api.example.org/change/").status_code == 200
+    act(signed_in("viewer"), "circuit", "force_open", circuit.pk)
+    circuit.refresh_from_db()
+    assert circuit.state == "CLOSED"
+    assert Event.objects.filter(kind="circuit.opened", detail__by="operator").count() == 1
