@@ -14,6 +14,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 from django.conf import settings
 from pydantic import TypeAdapter, ValidationError
 
+from capataz import flow as flows
 from capataz import jsontext, uniqueness
 from capataz import priority as priorities
 from capataz import sensitive as sensitivity
@@ -26,6 +27,7 @@ from capataz.errors import (
     Snoozed,
     TaskCancelled,
 )
+from capataz.flow import Fairness, Flow, Limit
 from capataz.policy import MAX_DELAY, Circuit, Keep, Retry, exponential
 from capataz.uniqueness import Policy as UniquePolicy
 
@@ -154,6 +156,7 @@ class Handler(Generic[Payload]):
     unique: UniquePolicy | None
     from_call: Callable[[Any, Any], Any]
     circuit: Circuit | None
+    flow: Flow
 
     def __call__(self, task: RunningTask, payload: Payload) -> Any:
         """Run the function here and now, without a task."""
@@ -229,6 +232,8 @@ def handler(
     keep: Keep | None = None,
     from_call: Callable[[Any, Any], Any] | None = None,
     circuit: Circuit | None = None,
+    limit: Limit | Sequence[Limit] | None = None,
+    fairness: Fairness | None = None,
 ) -> Callable[[Callable[[RunningTask, Any], Any]], Handler[Any]]:
     """Register a function as the handler of tasks of type ``name``.
 
@@ -246,6 +251,9 @@ def handler(
     ``from_call`` makes the payload of a Celery call's args and kwargs.
     A ``circuit`` holds the type's tasks back while their attempts fail one after the other.
 
+    ``limit`` is one limit of concurrency or rate, or several. With ``fairness`` the values at a place in the
+    payload take turns.
+
     Raises ConfigurationError for a declaration that makes no sense, or a name that is taken.
     """
     _check_declaration(
@@ -259,6 +267,7 @@ def handler(
         values = sensitivity.Declared(sensitive, public)
     except ConfigurationError as error:
         raise ConfigurationError(f"sensitive values of {name!r}: {error}") from None
+    flow = flows.declared(name, limit, fairness)
     try:
         own_priority = priorities.parse(priority)
     except ValueError as error:
@@ -287,6 +296,7 @@ def handler(
             unique=unique,
             from_call=from_call or payload_of,
             circuit=circuit,
+            flow=flow,
         )
         _registry[name] = made
         for listener in _listeners:

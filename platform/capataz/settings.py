@@ -111,6 +111,8 @@ DISPATCH_BUSY_POLL = env.float("CAPATAZ_DISPATCH_BUSY_POLL_SECONDS", 0.03, valid
 DISPATCH_IDLE_POLL = env.float("CAPATAZ_DISPATCH_IDLE_POLL_SECONDS", 1.0, validate=Range(0.05, 60))
 # Bundles released ahead of the workers, as a multiple of their slots.
 WINDOW = env.float("CAPATAZ_WINDOW", 2.0, validate=Range(1, 100))
+# A queued task starts within so many seconds, whatever is more urgent, as long as workers get on.
+AGEING_MAX = env.float("CAPATAZ_AGEING_MAX_SECONDS", 600.0, validate=Range(1, 7 * 86400))
 # A bundle is meant to run this many seconds, and holds at most this many tasks.
 BUNDLE_SECONDS = env.float("CAPATAZ_BUNDLE_SECONDS", 0.1, validate=Range(0.001, 10))
 BUNDLE_TASKS = env.int("CAPATAZ_BUNDLE_TASKS", 100, validate=Range(1, 250))

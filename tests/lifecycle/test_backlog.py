@@ -24,13 +24,15 @@ MOST = 100  # what each statement is asked for at most
 # and ended; what has to be kept came first. Every hundredth id is a client's own and does not sort by age.
 BACKLOG = """
     INSERT INTO capataz_task (id, type, queue, priority, state, payload, max_attempts, created_at,
-                              run_at, released_at, verify_at, publishes, finished_at)
+                              run_at, released_at, verify_at, publishes, finished_at, lane)
     SELECT CASE WHEN n %% 100 = 0 THEN gen_random_uuid()
                 ELSE ('0198a000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid END,
            'demo.echo', 'default', n %% 11, state, '{}', 3, now() - interval '40 days',
            CASE WHEN state IN ('scheduled', 'retrying') THEN now() + interval '1 day' END,
            CASE WHEN n > 59980 THEN now() END, CASE WHEN n > 59980 THEN now() + interval '1 hour' END, 1,
-           CASE WHEN state IN ('dead', 'succeeded') THEN now() - interval '30 days' + n * interval '1 s' END
+           CASE WHEN state IN ('dead', 'succeeded') THEN now() - interval '30 days' + n * interval '1 s' END,
+           CASE WHEN n BETWEEN 40000 AND 45000 THEN 'demo.fail||'
+                WHEN n BETWEEN 45000 AND 50000 THEN 'demo.sleep||' END
       FROM (
         SELECT n, CASE WHEN n <= 10000 THEN 'dead' WHEN n <= 20000 THEN 'succeeded'
                        WHEN n <= 25000 THEN 'scheduled' WHEN n <= 30000 THEN 'retrying'
@@ -57,6 +59,28 @@ def parameters(worker_id: int) -> dict[str, dict[str, Any]]:
         "next_due": {},
         "waiting_queues": {},
         "out": {"queue": "default"},
+        "aged_queues": {"aged": 300.0},
+        "withdraw_aged": {"aged": 300.0, "most": MOST},
+        "lanes": {"queue": "default", "after": "", "most": MOST},
+        "candidates": {
+            "queue": "default",
+            "lanes": ["demo.fail||", "demo.sleep||"],
+            "rooms": [10, 10],
+            "weights": [None, None],
+            "types": ["demo.echo"],
+            "most": 10,
+            "look_for_aged": True,
+            "aged": 300.0,
+            "share": 4,
+        },
+        "in_use": {"types": ["demo.echo"], "paths": [""]},
+        "park": {
+            "queue": "default",
+            "free": ["demo.echo"],
+            "types": ["demo.fail"],
+            "paths": [""],
+            "most": MOST,
+        },
         "release": {
             "queue": "default",
             "types": ["demo.echo"],
@@ -74,6 +98,7 @@ def parameters(worker_id: int) -> dict[str, dict[str, Any]]:
             "first": 3.0,
             "longest": 60.0,
             "patience": 60.0,
+            "aged": 300.0,
         },
         "held_rows": {"worker": worker_id},
         "orphans": {},

@@ -20,6 +20,7 @@ from django_celery_results.models import TaskResult
 from capataz import database
 from capataz.database import Session
 from capataz.errors import IllegalMove
+from capataz.flow import Flow, Limit
 from capataz.lifecycle import dispatch, execution, recovery, retention
 from capataz.lifecycle.cancellation import cancel
 from capataz.lifecycle.crew import present
@@ -102,6 +103,8 @@ class Stage:
                 release(self.task)
             case "dead":
                 row.update(state=State.DEAD, finished_at=Now(), error="it failed")
+            case "in a lane":
+                row.update(lane="demo.echo||")
             case "late":
                 row.update(expires_at=Now())
         if beginning in ("claimed", "running"):
@@ -129,6 +132,21 @@ class Stage:
                 dispatcher._crew = present(dispatcher._session.connection())
                 actor.pace(dispatcher._session.connection())
                 return lambda: dispatcher._release(dispatcher._session.connection(), self.queue.name)
+            case "lane release":
+                dispatcher = self.dispatchers[place]
+                dispatcher._crew = present(dispatcher._session.connection())
+                dispatcher._lanes.flows = {"demo.echo": Flow(limits=(Limit(concurrency=1, rate="1/s"),))}
+                actor.pace(dispatcher._session.connection())
+                return lambda: dispatcher._release(
+                    dispatcher._session.connection(), self.queue.name, laned=True
+                )
+            case "park":
+                dispatcher = self.dispatchers[place]
+                dispatcher._lanes.flows = {"demo.echo": Flow(limits=(Limit(concurrency=1),))}
+                actor.pace(dispatcher._session.connection())
+                return lambda: dispatcher._lanes.park(
+                    dispatcher._session.connection(), self.queue.name, ["demo.echo"], now=True
+                )
             case "cancel" | "retry" | "pause" | "prune":
                 return lambda: self._as_person(actor, getattr(self, f"_{name}"))
         actor.pace(own := session.connection())
@@ -175,7 +193,7 @@ class Stage:
 
     def _unclaimed(self) -> dict[str, Any]:
         here = {"queues": [self.queue.name], "types": ["demo.echo"], "empty": [], "all": True, "most": 10}
-        return {**here, "first": 3, "longest": 60, "patience": 60}
+        return {**here, "first": 3, "longest": 60, "patience": 60, "aged": 300.0}
 
     def _as_person(self, actor: Actor, act: Act) -> None:
         actor.pace(database.driver())
@@ -308,6 +326,12 @@ SCENES = [
     ("queued", ["release", "release"]),
     ("queued", ["release", "cancel"]),
     ("queued", ["release", "pause"]),
+    ("in a lane", ["lane release", "lane release"]),
+    ("in a lane", ["lane release", "cancel"]),
+    ("in a lane", ["lane release", "pause"]),
+    ("queued", ["park", "release"]),
+    ("queued", ["park", "park"]),
+    ("queued", ["park", "cancel"]),
     ("late", ["expiry", "cancel"]),
     ("late", ["expiry", "expiry"]),
     ("dead", ["retry", "retry"]),

@@ -20,7 +20,7 @@ from capataz.admin.filters import PriorityFilter, QueueFilter, StateFilter, Type
 from capataz.admin.paging import ReadOnlyAdmin
 from capataz.errors import CannotDecrypt
 from capataz.handlers import declared_sensitive
-from capataz.lifecycle import cancellation, discarding, notes, replay, retry
+from capataz.lifecycle import cancellation, discarding, notes, replay, retry, waiting_for
 from capataz.models import Attempt, LogLine, Role, Task, Worker
 from capataz.models.membership import role_of
 
@@ -176,7 +176,7 @@ class TaskAdmin(ReadOnlyAdmin):
     @admin.display(description="obstacle")
     def obstacle(self, task: Task) -> str:
         """What keeps it from being started."""
-        return task.obstacle() or "-"
+        return waiting_for.obstacle(task) or "-"
 
     @admin.display(description="attempts")
     def tries(self, task: Task) -> str:

@@ -293,6 +293,14 @@ class LimitIn(Request):
     waiting_limit: Annotated[StrictInt | None, Field(description=f"1 to {HIGHEST_LIMIT}; null: no limit.")]
 
 
+class OverrideIn(Request):
+    """Parts of a type's policy in place of those that its handler declares; null takes the override back."""
+
+    override: Annotated[
+        dict[str, Any] | None, Field(description="limits, fairness; a part left out is as declared.")
+    ]
+
+
 class NothingIn(Request):
     """An empty object."""
 
@@ -520,6 +528,13 @@ class CircuitOut(Answer):
     last_failure_time: str | None
 
 
+class FlowOut(Answer):
+    """What limits a type, and how its keys share."""
+
+    limits: list[dict[str, Any]]
+    fairness: dict[str, Any] | None
+
+
 class TypeOut(Answer):
     """A type of task, and what its handler declares."""
 
@@ -538,6 +553,10 @@ class TypeOut(Answer):
     ]
     circuit: CircuitPolicyOut | None
     sensitive: Annotated[list[str], Field(description="Paths of values that are encrypted and masked.")]
+    declared: Annotated[FlowOut, Field(description="The limits and fairness that the handler declares.")]
+    effective: Annotated[FlowOut, Field(description="Those of now: an operator may have overridden them.")]
+    override: Annotated[dict[str, Any] | None, Field(description="The parts that are overridden.")]
+    in_flight: Annotated[int, Field(description="Tasks that are released, claimed or running.")]
     payload_schema: Annotated[dict[str, Any], Field(description="JSON Schema of data.")]
 
 

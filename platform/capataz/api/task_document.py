@@ -13,6 +13,7 @@ from django.utils import timezone
 from capataz import sensitive
 from capataz.api.wire import milliseconds, moment
 from capataz.handlers import LOG_LEVELS, declared_sensitive
+from capataz.lifecycle import waiting_for
 from capataz.models import Attempt, LogLine, Task, Worker
 from capataz.states import State
 
@@ -32,7 +33,7 @@ def of_one(task: Task, *, revealed: bool = False) -> dict[str, Any]:
     return {
         **_document(task, last, names),
         **shown,
-        "obstacle": task.obstacle(),
+        "obstacle": waiting_for.obstacle(task),
         **_policy(task),
         "attempts": cards,
     }

@@ -17,12 +17,13 @@ ENOUGH_SAMPLES = 20
 
 @dataclass
 class Crew:
-    """Slots per queue, types per queue, and run times per type."""
+    """Slots per queue, types per queue, run times per type, and the types whose tasks go one by one."""
 
     slots: dict[str, int] = field(default_factory=dict)
     types: dict[str, set[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)
+    single: set[str] = field(default_factory=set)
 
     def all_types(self) -> list[str]:
         """Every type that some live worker knows."""
@@ -34,7 +35,7 @@ class Crew:
         By the mean or the 95th percentile, whichever is longer: where nine in ten take 1 ms and one
         takes 1 s, a median would promise too much.
         """
-        if self.samples.get(task_type, 0) < ENOUGH_SAMPLES:
+        if task_type in self.single or self.samples.get(task_type, 0) < ENOUGH_SAMPLES:
             return 1
         seconds = max(self.seconds[task_type], settings.BUNDLE_SECONDS / settings.BUNDLE_TASKS)
         return max(1, min(settings.BUNDLE_TASKS, int(settings.BUNDLE_SECONDS / seconds)))

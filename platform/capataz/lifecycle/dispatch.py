@@ -26,6 +26,7 @@ from capataz.database import Connection, Session
 from capataz.lifecycle import circuit_breaking, rollups, task_results, wakeup
 from capataz.lifecycle import crew as crews
 from capataz.lifecycle.crew import Crew
+from capataz.lifecycle.lanes import Lanes, aged_after
 from capataz.lifecycle.submission import known_queues
 from capataz.lifecycle.task_results import Record
 from capataz.priority import REDIS_STEPS, redis_step
@@ -77,6 +78,7 @@ class Dispatcher:
         )
         self._session = Session("dispatcher", durable=False, on_connect=self._listen)
         self._crew = Crew()
+        self._lanes = Lanes()
         self._crew_at = self._kept_house_at = self._folded_at = self._released_at = -math.inf
         self._redis_back_at = -math.inf
         self._redis_run: str | None = None
@@ -103,8 +105,12 @@ class Dispatcher:
         now = time.monotonic()
         if now - self._crew_at >= CREW:
             self._crew, self._crew_at = crews.present(connection), now
+            self._lanes.flows = overriding.flows(connection)
+            self._crew.single = self._lanes.single
         connection.execute(statement("release_due"), {"most": MOST})
-        if now - self._kept_house_at >= HOUSEKEEPING:
+        self._lanes.begin(connection)
+        keeps_house = now - self._kept_house_at >= HOUSEKEEPING
+        if keeps_house:
             self._kept_house_at = now
             self._keep_house(connection)
         if now - self._folded_at >= FOLDING:
@@ -113,8 +119,12 @@ class Dispatcher:
         if not self._redis_is_up():
             return 0
         released = 0
-        for [queue] in connection.execute(statement("waiting_queues")).fetchall():
-            batch = self._release(connection, queue)
+        waiting = connection.execute(statement("waiting_queues")).fetchall()
+        unclaimed = self._lanes.watched() - {queue for queue, _, _ in waiting}
+        for queue, plain, laned in [*waiting, *((queue, False, False) for queue in sorted(unclaimed))]:
+            batch = self._release(connection, queue, laned=laned)
+            if plain and self._crew.slots.get(queue):
+                self._lanes.park(connection, queue, self._crew.types[queue], now=keeps_house)
             self._publish(batch)
             released += len(batch)
         if released:
@@ -123,8 +133,8 @@ class Dispatcher:
 
     # Releasing.
 
-    def _release(self, connection: Connection, queue: str) -> list[Released]:
-        """The next tasks of this queue, as many as the window has room for."""
+    def _release(self, connection: Connection, queue: str, *, laned: bool = False) -> list[Released]:
+        """The next tasks of this queue, as many as the window has room for. ``laned``: some wait in lanes."""
         slots, types = self._crew.slots.get(queue, 0), self._crew.types.get(queue, set())
         if not slots or not types:
             return []
@@ -133,15 +143,24 @@ class Dispatcher:
             if connection.execute(statement("lock_queue"), mine).fetchall() != [(True,)]:
                 return []
             room = slots * settings.WINDOW - self._bundles_out(connection, queue)
-            if room <= 0:
+            if self._lanes.chooses(queue, laned):
+                rows = self._lanes.release(
+                    connection, queue, self._crew, max(0.0, room), settings.VERIFY_FIRST
+                )
+                return [Released(*row) for row in rows]
+            free = self._lanes.free(types)
+            if room <= 0 or not free:
                 return []
-            gates = circuit_breaking.gates(connection, types)
-            sizes = {each: self._crew.bundle_size(each) for each in sorted(types - gates.keys())}
-            most = min(MOST * 4, math.ceil(room * max(sizes.values(), default=0)))
-            rows = self._free(connection, queue, sizes, room, most) if sizes else []
-            for task_type, more in gates.items():
-                if more:
-                    rows += self._free(connection, queue, {task_type: 1}, more, more)
+            sizes = {task_type: self._crew.bundle_size(task_type) for task_type in free}
+            parameters = {
+                "queue": queue,
+                "types": list(sizes),
+                "shares": [1 / size for size in sizes.values()],
+                "room": room,
+                "most": min(MOST * 4, math.ceil(room * max(sizes.values()))),
+                "verify": settings.VERIFY_FIRST,
+            }
+            rows = connection.execute(statement("release"), parameters).fetchall()
         return [Released(*row) for row in rows]
 
     def _free(
@@ -186,6 +205,7 @@ class Dispatcher:
 
     def _keep_house(self, connection: Connection) -> None:
         expire(connection)
+        self._lanes.keep_house(connection, MOST)
         usable = [
             name for [name] in connection.execute("SELECT name FROM capataz_queue WHERE paused_at IS NULL")
         ]
@@ -213,6 +233,7 @@ class Dispatcher:
             "first": settings.VERIFY_FIRST,
             "longest": settings.VERIFY_LONGEST,
             "patience": PATIENCE_WITH_A_FULL_LIST,
+            "aged": aged_after(),
         }
         rows = connection.execute(statement("verify"), parameters).fetchall()
         if rows:
@@ -312,6 +333,7 @@ class Dispatcher:
             [[due]] = connection.execute(statement("next_due")).fetchall()
             if due is not None:
                 patience = max(0.001, min(patience, due))
+        patience = max(0.001, min(patience, self._lanes.due - time.monotonic()))
         for _ in connection.notifies(timeout=patience, stop_after=1):
             # Whoever rings keeps quiet for a moment afterwards: look often meanwhile.
             self._released_at = time.monotonic()

@@ -111,6 +111,7 @@ class _Row:
     queue: str
     priority: int
     payload: str
+    lane_path: str | None
     max_attempts: int
     run_at: datetime | None
     delay: float
@@ -266,6 +267,7 @@ def _row(given: Submission) -> _Row:
         queue=queue,
         priority=known.priority if given.priority is None else priorities.parse(given.priority),
         payload=sensitive.seal(payload, known.sensitive, sensitive.PAYLOAD, task_id),
+        lane_path=known.flow.path,
         max_attempts=given.max_attempts or known.retry.attempts,
         run_at=given.run_at,
         delay=waits or given.delay or 0.0,

@@ -10,6 +10,7 @@ from capataz.models.rollup import Rollup
 from capataz.models.schedule import Schedule
 from capataz.models.task import Task
 from capataz.models.token import Role, Token
+from capataz.models.type_policy import Rate, TypePolicy
 from capataz.models.worker import Worker, WorkerState
 
 __all__ = [
@@ -22,11 +23,13 @@ __all__ = [
     "Outcome",
     "Pruned",
     "Queue",
+    "Rate",
     "Role",
     "Rollup",
     "Schedule",
     "Task",
     "Token",
+    "TypePolicy",
     "Worker",
     "WorkerState",
 ]

@@ -37,6 +37,11 @@ class TaskQuerySet(models.QuerySet["Task"]):
         """Tasks that this worker has claimed or runs."""
         return self.filter(worker_id=worker_id, released_at__isnull=False)
 
+    def in_flight(self) -> dict[str, int]:
+        """How many tasks of each type are released, claimed or running."""
+        out = self.filter(released_at__isnull=False).values_list("type").annotate(models.Count("pk"))
+        return dict(out.order_by())
+
     def called(self, name: str) -> TaskQuerySet:
         """The task of this id: its UUID, or the id that the client gave it."""
         try:
@@ -78,6 +83,13 @@ class Task(models.Model):
         null=True, blank=True, help_text="How long it is kept, by outcome, instead of the settings."
     )
 
+    lane = models.TextField(
+        null=True,
+        blank=True,
+        editable=False,
+        db_collation="C",
+        help_text="Where it waits if its type is limited: with all of its type, or of its key.",
+    )
     run = models.BigIntegerField(null=True, blank=True)
     worker_id = models.BigIntegerField(null=True, blank=True)
     released_at = models.DateTimeField(null=True, blank=True)
@@ -122,7 +134,17 @@ class Task(models.Model):
                 "created_at",
                 "id",
                 name="capataz_task_waiting",
-                condition=Q(state="queued", released_at__isnull=True),
+                condition=Q(state="queued", released_at__isnull=True, lane__isnull=True),
+            ),
+            # The same for what waits in lanes; other tasks never enter it.
+            models.Index(
+                "queue",
+                "lane",
+                models.F("priority").desc(),
+                "created_at",
+                "id",
+                name="capataz_task_lanes",
+                condition=Q(state="queued", released_at__isnull=True, lane__isnull=False),
             ),
             models.Index("run_at", name="capataz_task_due", condition=Q(state__in=["scheduled", "retrying"])),
             models.Index(

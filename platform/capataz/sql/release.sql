@@ -1,12 +1,13 @@
 -- release: the next waiting tasks of one queue, by priority and then by age (not by id, which a client may
 -- have chosen), may be claimed from now on: as many as fill the room that is left, where a task takes its
--- share of a bundle of its type. Only types that a live worker knows. The caller holds the queue's
+-- share of a bundle of its type. Only types that a live worker knows, and nothing limits. The caller holds the queue's
 -- advisory lock; rows that are locked (being cancelled, say) are skipped.
 WITH candidate AS (
     SELECT id, type, priority, created_at
       FROM capataz_task
      WHERE state = 'queued'
        AND released_at IS NULL
+       AND lane IS NULL
        AND queue = %(queue)s
        AND type = ANY(%(types)s)
      ORDER BY priority DESC, created_at, id

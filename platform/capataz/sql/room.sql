@@ -7,8 +7,14 @@ SELECT (
              FROM (
                (SELECT
                   FROM capataz_task
-                 WHERE queue = %(queue)s AND state = 'queued' AND released_at IS NULL
+                 WHERE queue = %(queue)s AND state = 'queued' AND released_at IS NULL AND lane IS NULL
                  ORDER BY priority DESC, created_at, id
+                 LIMIT %(limit)s)
+                UNION ALL
+               (SELECT
+                  FROM capataz_task
+                 WHERE queue = %(queue)s AND state = 'queued' AND released_at IS NULL AND lane IS NOT NULL
+                 ORDER BY lane, priority DESC, created_at, id
                  LIMIT %(limit)s)
                 UNION ALL
                SELECT

@@ -13,7 +13,7 @@ WITH limited AS (
     INSERT INTO capataz_task (
         id, key, type, queue, priority, state, payload, max_attempts, run_at, expires_at,
         soft_time_limit, time_limit, submitted_by, schedule_id, replay_of, backoff, keep,
-        unique_key, unique_scope, unique_until
+        unique_key, unique_scope, unique_until, lane
     )
     SELECT new.id, new.key, new.type, new.queue, new.priority,
            CASE WHEN new.due > now() THEN 'scheduled' ELSE 'queued' END,
@@ -21,7 +21,9 @@ WITH limited AS (
            CASE WHEN new.due > now() THEN new.due END,
            new.expires_at, new.soft_time_limit, new.time_limit, new.submitted_by, new.schedule_id,
            new.replay_of, new.backoff, new.keep::jsonb, new.unique_key, new.unique_scope,
-           greatest(new.due, clock_timestamp()) + make_interval(secs => new.unique_period)
+           greatest(new.due, clock_timestamp()) + make_interval(secs => new.unique_period),
+           CASE WHEN new.lane_path IS NOT NULL
+                THEN capataz_lane(new.type, new.payload::jsonb, new.lane_path) END
       FROM (
         SELECT *, coalesce(given.run_at, now() + make_interval(secs => given.delay)) AS due
           FROM unnest(
@@ -30,11 +32,12 @@ WITH limited AS (
               %(run_at)s::timestamptz[], %(delay)s::float8[], %(expires_at)s::timestamptz[],
               %(soft_time_limit)s::float8[], %(time_limit)s::float8[], %(submitted_by)s::text[],
               %(schedule_id)s::bigint[], %(replay_of)s::uuid[], %(backoff)s::text[], %(keep)s::text[],
-              %(unique_key)s::text[], %(unique_scope)s::text[], %(unique_period)s::float8[]
+              %(unique_key)s::text[], %(unique_scope)s::text[], %(unique_period)s::float8[],
+              %(lane_path)s::text[]
           ) AS given (
               id, key, type, queue, priority, payload, max_attempts, run_at, delay, expires_at,
               soft_time_limit, time_limit, submitted_by, schedule_id, replay_of, backoff, keep,
-              unique_key, unique_scope, unique_period
+              unique_key, unique_scope, unique_period, lane_path
           )
       ) AS new
      WHERE NOT EXISTS (SELECT FROM limited)

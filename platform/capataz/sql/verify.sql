@@ -1,5 +1,5 @@
 -- verify: released tasks that nobody has claimed for a while. Their messages may be lost, so they are
--- returned to be published again, each time after a longer wait. A queue whose lists in Redis are not
+-- returned to be published again, each time after a longer wait, and as the most urgent if they are old. A queue whose lists in Redis are not
 -- empty gets more patience: its workers are busy, most likely. With "all", every released task is due:
 -- Redis has forgotten everything.
 UPDATE capataz_task AS task
@@ -21,4 +21,6 @@ UPDATE capataz_task AS task
        FOR UPDATE SKIP LOCKED
   ) AS unclaimed
  WHERE task.id = unclaimed.id
-RETURNING task.id, task.type, task.queue, task.priority, true, octet_length(task.payload::text);
+RETURNING task.id, task.type, task.queue,
+          CASE WHEN task.created_at <= now() - make_interval(secs => %(aged)s) THEN 10 ELSE task.priority END,
+          true, octet_length(task.payload::text);

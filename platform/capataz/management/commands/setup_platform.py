@@ -26,7 +26,8 @@ SETUP_LOCK = 0x43505A53
 GRANTS: dict[Role, dict[str, list[str]]] = {
     Role.VIEWER: {
         "capataz": [
-            f"view_{noun}" for noun in ("task", "attempt", "worker", "queue", "event", "schedule", "circuit")
+            f"view_{noun}"
+            for noun in ("task", "attempt", "worker", "queue", "event", "schedule", "circuit", "typepolicy")
         ],
         "tasks": ["view_externalsource"],
         "django_celery_beat": [
@@ -36,7 +37,10 @@ GRANTS: dict[Role, dict[str, list[str]]] = {
     Role.PRODUCER: {"capataz": ["add_task"]},
     # What others' services say may be meant for few.
     Role.OPERATOR: {
-        "capataz": ["change_task", "change_queue", "change_circuit"],
+        "capataz": [
+            *("change_task", "change_queue", "change_circuit"),
+            *("add_typepolicy", "change_typepolicy", "delete_typepolicy"),
+        ],
         "tasks": ["view_externalitem"],
     },
     Role.ADMIN: {
