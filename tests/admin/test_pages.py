@@ -16,7 +16,7 @@ from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from capataz.lifecycle.submission import Submission, submit, submit_many
-from capataz.models import Attempt, Circuit, Event, Queue, Schedule, Task, Token, Worker
+from capataz.models import Attempt, Circuit, Event, Queue, Schedule, Task, Token, TypePolicy, Worker
 from capataz.models.token import digest_of
 
 PLACES = ["task", "worker", "queue", "event", "token"]
@@ -260,3 +260,20 @@ def test_circuits_are_opened_closed_and_reset(db: None) -> None:
     circuit.refresh_from_db()
     assert circuit.state == "CLOSED"
     assert Event.objects.filter(kind="circuit.opened", detail__by="operator").count() == 1
+
+
+def test_a_types_policy_is_overridden_on_its_page_and_a_bad_one_names_its_field() -> None:
+    client, page = signed_in("operator"), "/admin/capataz/typepolicy/add/"
+    bad = client.post(page, {"name": "demo.echo", "override": '{"limits": [{"rate": "often"}]}'})
+    assert "override/limits/0/rate" in bad.content.decode()
+    unknown = client.post(page, {"name": "nope", "override": "{}"})
+    assert "must be one of" in unknown.content.decode()
+    client.post(page, {"name": "demo.echo", "override": '{"limits": [{"concurrency": 2}]}'})
+    policy = TypePolicy.objects.get()
+    change = f"/admin/capataz/typepolicy/{policy.pk}/"
+    client.post(f"{change}change/", {"override": '{"limits": [{"concurrency": 3}]}'})
+    assert TypePolicy.objects.get().override == {"limits": [{"concurrency": 3}]}
+    client.post(f"{change}delete/", {"post": "yes"})
+    assert not TypePolicy.objects.exists()
+    assert Event.objects.filter(kind="type.overridden").count() == 3
+    assert signed_in("viewer").get(page).status_code == 403

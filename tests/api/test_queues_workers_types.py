@@ -15,6 +15,7 @@ from capataz.api.schemas import QueueOut, TypeOut, WorkerOut
 from capataz.lifecycle.submission import submit
 from capataz.models import Event, Worker
 from tests.api.conftest import Caller
+from tests.lifecycle.stage import StagedWorker, tasks
 
 Problem = Callable[[Any, int], dict[str, Any]]
 
@@ -118,5 +119,36 @@ def test_the_openapi_document_names_every_route(viewer: Caller) -> None:
         "/api/v1/tasks", "/api/v1/tasks/bulk", "/api/v1/tasks/{task_id}", "/api/v1/tasks/{task_id}/cancel",
         "/api/v1/tasks/{task_id}/retry", "/api/v1/workers", "/api/v1/types", "/api/v1/queues",
         "/api/v1/queues/{name}/pause", "/api/v1/queues/{name}/resume",
-            "/api/v1/queues/{name}/limit",
+            "/api/v1/queues/{name}/limit", "/api/v1/types/{name}/policy",
     }  # fmt: skip
+
+
+def test_a_policy_is_overridden_shown_and_taken_back(operator: Caller, queues: None) -> None:
+    wanted = {"limits": [{"concurrency": 5}, {"rate": "100/m", "burst": 10}]}
+    shown = read(operator.call("PUT", "/types/demo.echo/policy", {"override": wanted}))
+    assert shown["override"] == wanted
+    assert shown["declared"] == {"limits": [], "fairness": None}
+    assert [limit["weight"] for limit in shown["effective"]["limits"]] == [1, 1]
+    [listed] = [each for each in read(operator.call("GET", "/types")) if each["name"] == "demo.echo"]
+    assert listed == shown
+    back = read(operator.call("PUT", "/types/demo.echo/policy", {"override": None}))
+    assert (back["override"], back["effective"]) == (None, back["declared"])
+
+
+def test_a_senseless_override_is_refused_by_its_field(
+    operator: Caller, queues: None, problem: Problem
+) -> None:
+    body = {"override": {"limits": [{"rate": "often"}]}}
+    document = problem(operator.call("PUT", "/types/demo.echo/policy", body), 422)
+    assert "override/limits/0/rate" in str(document["errors"])
+    problem(operator.call("PUT", "/types/nope/policy", {"override": {}}), 404)
+
+
+def test_a_waiting_task_names_the_limit_that_it_waits_for(operator: Caller, queues: None) -> None:
+    worker = StagedWorker()
+    operator.call("PUT", "/types/demo.echo/policy", {"override": {"limits": [{"concurrency": 1}]}})
+    first, second = tasks(2)
+    worker.hold(first)
+    shown = read(operator.call("GET", f"/tasks/{second.pk}"))
+    worker.session.close()
+    assert shown["obstacle"] == "1 tasks of its type are in flight, the limit is 1"

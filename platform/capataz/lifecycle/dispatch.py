@@ -23,7 +23,7 @@ from redis.exceptions import NoPermissionError
 
 from capataz import pointer
 from capataz.database import Connection, Session
-from capataz.lifecycle import circuit_breaking, rollups, task_results, wakeup
+from capataz.lifecycle import circuit_breaking, overriding, rollups, task_results, wakeup
 from capataz.lifecycle import crew as crews
 from capataz.lifecycle.crew import Crew
 from capataz.lifecycle.lanes import Lanes, aged_after
@@ -108,7 +108,7 @@ class Dispatcher:
             self._lanes.flows = overriding.flows(connection)
             self._crew.single = self._lanes.single
         connection.execute(statement("release_due"), {"most": MOST})
-        self._lanes.begin(connection)
+        self._lanes.begin()
         keeps_house = now - self._kept_house_at >= HOUSEKEEPING
         if keeps_house:
             self._kept_house_at = now
@@ -142,6 +142,7 @@ class Dispatcher:
             mine = {"lock": RELEASE_LOCK, "queue": queue}
             if connection.execute(statement("lock_queue"), mine).fetchall() != [(True,)]:
                 return []
+            self._lanes.admit(circuit_breaking.gates(connection, types))
             room = slots * settings.WINDOW - self._bundles_out(connection, queue)
             if self._lanes.chooses(queue, laned):
                 rows = self._lanes.release(
@@ -162,20 +163,6 @@ class Dispatcher:
             }
             rows = connection.execute(statement("release"), parameters).fetchall()
         return [Released(*row) for row in rows]
-
-    def _free(
-        self, connection: Connection, queue: str, sizes: dict[str, int], room: float, most: int
-    ) -> list[tuple[Any, ...]]:
-        """Release tasks of these types, of which so many make a bundle."""
-        parameters = {
-            "queue": queue,
-            "types": list(sizes),
-            "shares": [1 / size for size in sizes.values()],
-            "room": room,
-            "most": most,
-            "verify": settings.VERIFY_FIRST,
-        }
-        return connection.execute(statement("release"), parameters).fetchall()
 
     def _bundles_out(self, connection: Connection, queue: str) -> float:
         rows = connection.execute(statement("out"), {"queue": queue})

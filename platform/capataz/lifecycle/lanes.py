@@ -42,12 +42,6 @@ def aged_after() -> float:
     return settings.AGEING_MAX / 2
 
 
-def admission(connection: Connection) -> dict[str, int]:
-    """How many more tasks of a type may be in flight in this turn, where something besides limits says so:
-    0 holds a type back. A type that is not named is free."""
-    return {}
-
-
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A waiting task that may be released if there is room. ``lane`` is None outside of lanes."""
@@ -109,11 +103,16 @@ class Turns:
         turn = self._now[task_type] = self.of(task_type, lane)
         self._next[lane] = turn + amount
         if len(self._next) > KEPT:
-            self._next = {
-                name: turn
-                for name, turn in self._next.items()
-                if turn > self._now.get(name.split("|", 1)[0], 0.0)
-            }
+            self._forget()
+
+    def _forget(self) -> None:
+        """Forget the lanes that would begin where the others are, or all if that is too few."""
+        behind = {
+            name: turn
+            for name, turn in self._next.items()
+            if turn > self._now.get(name.split("|", 1)[0], 0.0)
+        }
+        self._next = behind if len(behind) <= KEPT // 2 else {}
 
 
 class Allowances:
@@ -219,16 +218,20 @@ class Lanes:
         """Types whose tasks are announced one by one."""
         return {name for name, flow in self.flows.items() if flow.limits}
 
-    def begin(self, connection: Connection) -> None:
+    def begin(self) -> None:
         """A turn begins."""
-        self._admitted = admission(connection)
         self.due = math.inf
+
+    def admit(self, more: dict[str, int]) -> None:
+        """From here on, so many more tasks of these types may be in flight, whatever their limits: 0 holds a
+        type back. A type that is not named is free."""
+        self._admitted = more
 
     def keep_house(self, connection: Connection, most: int) -> None:
         """What need not be done in each turn."""
         given = {"aged": aged_after(), "most": most}
-        self._aged = {name for [name] in connection.execute(statement("aged_queues"), given)}
         connection.execute(statement("withdraw_aged"), given)
+        self._aged = {name for [name] in connection.execute(statement("aged_queues"), given)}
         connection.execute(statement("forget_rates"), given)
 
     def free(self, types: Iterable[str]) -> list[str]:
