@@ -15,7 +15,6 @@ from capataz.api.schemas import QueueOut, TypeOut, WorkerOut
 from capataz.lifecycle.submission import submit
 from capataz.models import Event, Worker
 from tests.api.conftest import Caller
-from tests.lifecycle.stage import StagedWorker, tasks
 
 Problem = Callable[[Any, int], dict[str, Any]]
 
@@ -142,13 +141,3 @@ def test_a_senseless_override_is_refused_by_its_field(
     document = problem(operator.call("PUT", "/types/demo.echo/policy", body), 422)
     assert "override/limits/0/rate" in str(document["errors"])
     problem(operator.call("PUT", "/types/nope/policy", {"override": {}}), 404)
-
-
-def test_a_waiting_task_names_the_limit_that_it_waits_for(operator: Caller, queues: None) -> None:
-    worker = StagedWorker()
-    operator.call("PUT", "/types/demo.echo/policy", {"override": {"limits": [{"concurrency": 1}]}})
-    first, second = tasks(2)
-    worker.hold(first)
-    shown = read(operator.call("GET", f"/tasks/{second.pk}"))
-    worker.session.close()
-    assert shown["obstacle"] == "1 tasks of its type are in flight, the limit is 1"

@@ -21,6 +21,7 @@ from capataz.errors import ConfigurationError, InvalidSubmission
 from capataz.flow import Fairness, Limit, declared
 from capataz.lifecycle.dispatch import EPOCH_KEY, Dispatcher
 from capataz.lifecycle.overriding import flows, override, overrides
+from capataz.lifecycle.waiting_for import obstacle
 from capataz.models import Event, Queue, Rate, Task, Worker
 from capataz.states import State
 from tests.lifecycle.stage import StagedWorker, announced, now, tasks, together
@@ -330,6 +331,19 @@ def test_a_part_that_only_a_newer_version_knows_leaves_a_type_as_declared(
     TypePolicy.objects.create(name="demo.echo", override={"of": "tomorrow"})
     assert "demo.echo" not in flows(session)
     assert overrides() == {}
+
+
+def test_a_waiting_task_names_the_limit_that_it_waits_for(hire: Hire, turn: Turn, limit: Any) -> None:
+    hire(slots=20)
+    limit("demo.echo", {"concurrency": 1})
+    first, second, *_ = tasks(3)
+    turn()
+    turn()
+    assert obstacle(second) == "1 tasks of its type are in flight, the limit is 1"
+    assert obstacle(now(first)) is None
+    limit("demo.echo", {"rate": "1/h"})
+    turn()
+    assert "the rate of 1/h of its type is used up until" in (obstacle(tasks(1)[0]) or "")
 
 
 # Rates.
