@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from capataz import handlers, priority
 from capataz.errors import ConfigurationError, InvalidSubmission
+from capataz.flow import Limit
 from capataz.handlers import Handler, RunningTask, handler
 from capataz.policy import fixed
 
@@ -202,3 +203,12 @@ def test_a_handler_can_be_called_like_the_function_it_is() -> None:
     known = declare(payload=Parcel)
     task = RunningTask(uuid.uuid4(), known.name, 1, 1)
     assert known(task, known.load('{"to":{"city":"Lima"}}')).to.city == "Lima"
+
+
+def test_what_lies_in_the_open_may_not_be_sensitive() -> None:
+    for limit, place in (
+        (Limit(concurrency=1, per="payload.card.number"), "payload.card.number"),
+        (Limit(rate="1/s", burst=2, weight="payload.card"), "payload.card"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"{place} is sensitive"):
+            handler("testing.open_limit", limit=limit, sensitive=["payload.card"])(lambda task, payload: None)

@@ -117,6 +117,11 @@ class Flow(_Part):
         return keyed | ({self.fairness.per} if self.fairness else set())
 
     @property
+    def places(self) -> set[str]:
+        """All places in the payload that are looked at."""
+        return self._places | {limit.weight for limit in self.limits if isinstance(limit.weight, str)}
+
+    @property
     def path(self) -> str | None:
         """Where in the payload the key of a task is, "" for types without keys; None if nothing limits it."""
         if not self.limits and self.fairness is None:

@@ -268,6 +268,10 @@ def handler(
     except ConfigurationError as error:
         raise ConfigurationError(f"sensitive values of {name!r}: {error}") from None
     flow = flows.declared(name, limit, fairness)
+    for place in flow.places:
+        if values.covers(tuple(place.split("."))):
+            detail = "is sensitive, and what a type is limited by lies in the open"
+            raise ConfigurationError(f"limit of {name!r}: {place} {detail}")
     try:
         own_priority = priorities.parse(priority)
     except ValueError as error:

@@ -59,9 +59,10 @@ def test_a_task_that_is_retried_is_in_no_group():
 
 
 def test_a_replay_is_a_new_task_linked_to_the_old_one():
-    [old] = dead(priority=9, max_attempts=7)
+    [old] = dead(priority=9, max_attempts=7, backoff="fixed", remove_on_complete=5)
     new = replay(old, by="ann")
     assert (new.replay_of, new.payload, new.priority, new.max_attempts) == (old.pk, old.payload, 9, 7)
+    assert (new.backoff, new.keep) == (old.backoff, old.keep) and new.keep["succeeded"]["count"] == 5
     assert state(old) == "dead" and state(new) == "queued"
     assert Event.objects.get(kind="task.replayed").detail["replay"] == str(new.pk)
 

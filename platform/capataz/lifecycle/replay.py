@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from django.db import transaction
@@ -11,7 +12,7 @@ from capataz.errors import IllegalMove
 from capataz.lifecycle import notes
 from capataz.lifecycle.submission import submit
 from capataz.models import Task
-from capataz.states import FINAL
+from capataz.states import FINAL, State
 
 AS_IT_WAS = object()
 
@@ -38,6 +39,9 @@ def replay(task: Task, *, data: Any = AS_IT_WAS, key: str | None = None, by: str
             time_limit=task.time_limit,
             key=key,
             submitted_by=by or None,
+            backoff=json.loads(task.backoff) if task.backoff else None,
+            remove_on_complete=(task.keep or {}).get(State.SUCCEEDED),
+            remove_on_fail=(task.keep or {}).get(State.DEAD),
             replay_of=task.pk,
         )
         if new.replay_of != task.pk:

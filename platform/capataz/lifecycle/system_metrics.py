@@ -9,7 +9,7 @@ from asgiref.sync import sync_to_async
 from django.db.models import Max, Min, Sum
 
 from capataz.database import database_now
-from capataz.models import Attempt, Outcome, Rollup, Task, Worker
+from capataz.models import Attempt, Circuit, CircuitState, Outcome, Rollup, Task, Worker
 from capataz.models.counting import count
 from capataz.models.worker import ALIVE
 from capataz.states import FINAL, State
@@ -39,7 +39,7 @@ def get_system_metrics() -> dict[str, Any]:
             "averageProcessingTime": round(1000 * ended["seconds"] / attempts) if attempts else 0,
         },
         "circuitBreaker": {
-            "state": "CLOSED",
+            "state": _worst_circuit(),
             "failureCount": ended["failed"],
             "successCount": ended["succeeded"],
             "lastFailureTime": last and last.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -67,3 +67,12 @@ def _system() -> dict[str, Any]:
         "memoryUsage": {"rss": memory.rss, "heapUsed": memory.uss},
         "cpuUsage": {"user": round(times.user * 1e6), "system": round(times.system * 1e6)},
     }
+
+
+def _worst_circuit() -> str:
+    """OPEN if any circuit is, else HALF_OPEN if any is; there are as many as types and hosts have them."""
+    found = set(Circuit.objects.exclude(state=CircuitState.CLOSED).values_list("state", flat=True).distinct())
+    for state in (CircuitState.OPEN, CircuitState.HALF_OPEN):
+        if state in found:
+            return state.value
+    return CircuitState.CLOSED.value

@@ -20,7 +20,7 @@ $$ LANGUAGE sql IMMUTABLE PARALLEL SAFE;
 
 
 class Migration(migrations.Migration):
-    dependencies = [("capataz", "0012_log_lines")]
+    dependencies = [("capataz", "0010_circuits")]
 
     operations = [
         migrations.RunSQL(LANE, "DROP FUNCTION capataz_lane(text, jsonb, text)"),

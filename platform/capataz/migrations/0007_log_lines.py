@@ -20,7 +20,7 @@ SELECT capataz_prepare_partitions('capataz_logline', 3);
 
 
 class Migration(migrations.Migration):
-    dependencies = [("capataz", "0011_dead_letters")]
+    dependencies = [("capataz", "0006_dead_letters")]
 
     operations = [
         migrations.SeparateDatabaseAndState(

@@ -5,9 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
 
-    dependencies = [
-        ('capataz', '0005_queue_limit'),
-    ]
+    dependencies = [("capataz", "0005_queue_limit")]
 
     operations = [
         migrations.AddField(

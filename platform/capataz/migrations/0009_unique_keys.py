@@ -8,9 +8,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
 
-    dependencies = [
-        ('capataz', '0012_log_lines'),
-    ]
+    dependencies = [("capataz", "0008_retries_and_retention")]
 
     operations = [
         migrations.AddField(

@@ -6,9 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
 
-    dependencies = [
-        ('capataz', '0012_log_lines'),
-    ]
+    dependencies = [("capataz", "0007_log_lines")]
 
     operations = [
         migrations.CreateModel(
