@@ -25,15 +25,19 @@ class Nothing(Payload):
     time_limit=7200,
 )
 def keep_up(task: RunningTask, nothing: Nothing) -> dict[str, Any]:
-    """Archive and delete what is past its time, tidy the logs, vacuum; returns what was done.
+    """Mend workflows, archive and delete what is past its time, tidy the logs, vacuum; returns what was done.
 
     Each step may be repeated: the next attempt, or the next night, goes on from there.
     """
     # Imported here: the verbs need models, and handlers are registered before Django has loaded them.
+    from capataz.database import driver
     from capataz.lifecycle.retention import prune
+    from capataz.lifecycle.settling import repair
     from capataz.lifecycle.vacuum import vacuum
     from capataz.services.logs import tidy
 
+    task.progress(2, "workflows")
+    mended = repair(driver())
     task.progress(5, "finished tasks")
     deleted = prune()
     task.progress(50, "logs")
@@ -41,7 +45,9 @@ def keep_up(task: RunningTask, nothing: Nothing) -> dict[str, Any]:
     task.progress(60, "tables")
     tables = vacuum()
     task.progress(100, "done")
-    return {"deleted": deleted, "archived": settings.ARCHIVED, "logs": logs, "tables": tables}
+    return {
+        "deleted": deleted, "archived": settings.ARCHIVED, "logs": logs, "tables": tables, "mended": mended,
+    }  # fmt: skip
 
 
 @handler(

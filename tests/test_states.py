@@ -25,12 +25,12 @@ def test_every_state_can_be_reached_from_a_new_task() -> None:
     assert reachable_from(STARTS) == set(State)
 
 
-def test_nothing_goes_back_to_where_only_new_tasks_are() -> None:
-    assert COMES_FROM[State.BLOCKED] == frozenset()
+def test_a_task_waits_for_a_time_only_before_its_turn_or_if_it_is_snoozed() -> None:
+    assert COMES_FROM[State.SCHEDULED] == HELD | {State.QUEUED, State.BLOCKED}
 
 
-def test_a_task_waits_for_a_time_only_before_its_turn() -> None:
-    assert COMES_FROM[State.SCHEDULED] == {State.QUEUED}
+def test_only_what_has_failed_comes_back_to_its_parents() -> None:
+    assert COMES_FROM[State.BLOCKED] == RETRYABLE
 
 
 def test_the_moves_into_every_state_are_declared() -> None:
@@ -40,7 +40,7 @@ def test_the_moves_into_every_state_are_declared() -> None:
 @pytest.mark.parametrize("state", sorted(FINAL))
 def test_a_final_state_has_no_way_out_but_a_persons_retry(state: State) -> None:
     discarded = {State.CANCELLED} if state is State.DEAD else set()
-    assert moves_out_of(state) == ({State.QUEUED} | discarded if state in RETRYABLE else set())
+    assert moves_out_of(state) == ({State.QUEUED, State.BLOCKED} | discarded if state in RETRYABLE else set())
 
 
 def test_a_success_is_for_ever() -> None:

@@ -475,3 +475,29 @@ def calls(task: RunningTask, payload: dict[str, Any]) -> Any:
     with task.circuit(payload["name"], Circuit(failures=2, reset=1)):
         with urllib.request.urlopen(payload["url"], timeout=10) as answer:
             return answer.read().decode()
+
+
+class Sum(BaseModel):
+    x: int
+    y: int
+
+
+@handler("testing.add", payload=Sum, time_limit=60)
+def add(task: RunningTask, payload: Sum) -> int:
+    return payload.x + payload.y
+
+
+class Total(BaseModel):
+    numbers: list[int]
+
+
+@handler("testing.total", payload=Total, time_limit=60)
+def total(task: RunningTask, payload: Total) -> int:
+    return sum(payload.numbers)
+
+
+@handler("testing.spread", time_limit=60)
+def spread(task: RunningTask, payload: dict[str, Any]) -> int:
+    for number in range(payload["count"]):
+        task.add("testing.add", {"x": number, "y": 1}, name=f"part {number}")
+    return payload["count"]

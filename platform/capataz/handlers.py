@@ -9,10 +9,12 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, NoReturn, TypeVar
 
 from django.conf import settings
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from capataz import flow as flows
 from capataz import jsontext, uniqueness
@@ -49,6 +51,18 @@ SUBMITTING_ROLES = ("producer", "operator", "admin")
 Payload = TypeVar("Payload")
 
 
+@dataclass(frozen=True)
+class Parent:
+    """A task that another one has waited for, as it ended. ``feeds`` is what its result was given as."""
+
+    id: uuid.UUID
+    name: str
+    state: str
+    result: Any
+    error: str | None
+    feeds: str = ""
+
+
 @dataclass
 class RunningTask:
     """What a handler is told about the task it is working on.
@@ -68,6 +82,8 @@ class RunningTask:
     )
     cancelled: bool = False
     """Whether somebody has asked for it to be cancelled: a handler with a ``cancel_grace`` looks at it."""
+    find_parents: Callable[[], list[Parent]] = list
+    add_task: Callable[..., uuid.UUID] | None = None
 
     def stop_if_cancelled(self) -> None:
         """Raise TaskCancelled if the task was cancelled: for places where the work may well be left."""
@@ -81,6 +97,26 @@ class RunningTask:
         raised inside counts as a failure.
         """
         return self.enter_circuit(name, policy)
+
+    @cached_property
+    def parents(self) -> list[Parent]:
+        """The tasks that this one has waited for, in the order in which they were named, as they ended."""
+        return self.find_parents()
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The results of those of them that succeeded, by name."""
+        return {each.name: each.result for each in self.parents if each.state == "succeeded"}
+
+    def add(self, type: str, data: Any = None, **options: Any) -> uuid.UUID:
+        """Add a task to this one's workflow; returns its id. It waits until this one has succeeded, unless
+        ``after=()`` lets it start at once; ``name``, ``on_failure`` and the rest are as for ``Workflow.add``.
+
+        A repeated attempt that adds a task of the same name, or in the same place, adds none.
+        """
+        if self.add_task is None:
+            raise RuntimeError("a task that runs outside of the platform cannot add others")
+        return self.add_task(type, data, **options)
 
     def progress(self, percent: int, message: str = "") -> None:
         """Tell the outside how far the work is: 0 to 100 percent, and a line of at most 200 characters.
@@ -183,6 +219,28 @@ class Handler(Generic[Payload]):
             detail = f"must not use the name {sensitivity.ENVELOPE!r}, which marks encrypted values"
             raise InvalidSubmission([Fault("data", "reserved_name", detail)])
         return text
+
+    def parse_incomplete(self, data: Any) -> str:
+        """As ``parse``, of a payload that is given more before it is used: what it lacks is no fault."""
+        try:
+            return self.parse(data)
+        except InvalidSubmission as error:
+            faults = [fault for fault in error.faults if fault.code != "missing"]
+            if faults or not isinstance(data, dict):
+                raise InvalidSubmission(faults or error.faults) from None
+        try:
+            text = json.dumps(to_jsonable_python(data), allow_nan=False)
+        except ValueError as error:
+            raise InvalidSubmission([Fault("data", "not_json", str(error))]) from None
+        if jsontext.has_nul(text) or sensitivity.has_envelope(text):
+            detail = f"must contain neither the character U+0000 nor the name {sensitivity.ENVELOPE!r}"
+            raise InvalidSubmission([Fault("data", "not_json", detail)])
+        return text
+
+    def fields(self) -> list[str] | None:
+        """The names that the payload's model declares, in their order; None if any object will do."""
+        properties = self.payload.json_schema().get("properties")
+        return None if properties is None else list(properties)
 
     def load(self, text: str | bytes) -> Payload:
         """The payload from the JSON text that ``parse`` returned."""

@@ -27,8 +27,9 @@ FINAL = frozenset({State.SUCCEEDED, State.DEAD, State.CANCELLED, State.EXPIRED})
 UNFINISHED = frozenset(State) - FINAL
 
 COMES_FROM: dict[State, frozenset[State]] = {
-    State.SCHEDULED: HELD | {State.QUEUED},  # snoozed, or replaced by a later one
-    State.BLOCKED: frozenset(),
+    # Snoozed, replaced by a later one, or let go by its parents before its time.
+    State.SCHEDULED: HELD | {State.QUEUED, State.BLOCKED},
+    State.BLOCKED: frozenset({State.DEAD, State.CANCELLED, State.EXPIRED}),
     State.QUEUED: frozenset(
         {State.SCHEDULED, State.BLOCKED, State.RETRYING, State.CLAIMED, State.RUNNING, State.DEAD}
         | {State.CANCELLED, State.EXPIRED}

@@ -29,7 +29,7 @@ from capataz import priority as priorities
 from capataz.database import Connection
 from capataz.errors import CapatazError
 from capataz.handlers import Handler, RunningTask
-from capataz.lifecycle import execution, submission, task_results
+from capataz.lifecycle import execution, settling, submission, task_results
 from capataz.lifecycle.task_results import Record
 from capataz.models import Queue, Task, Worker
 from capataz.sql import statement
@@ -45,6 +45,9 @@ _ENDINGS = {
     child.SUCCEEDED: Ending.SUCCEEDED,
     child.FAILED: Ending.FAILED,
     child.INTERRUPTED: Ending.CANCELLED,
+    child.SNOOZED: Ending.SNOOZED,
+    child.EXCUSED: Ending.FAILED,
+    child.HELD_OFF: Ending.GIVEN_BACK,
 }
 _TIMES = ("created_at", "run_at", "expires_at", "started_at", "finished_at", "released_at")
 _runs = itertools.count(1)
@@ -103,6 +106,7 @@ def drain(*, most: int = MOST) -> list[Task]:
     What is scheduled for later stays: see ``travel``. So does what waits in a paused queue.
     """
     ran: list[uuid.UUID] = []
+    _settle()
     while (task_id := _next()) is not None:
         if len(ran) >= most:
             raise AssertionError(
@@ -110,6 +114,7 @@ def drain(*, most: int = MOST) -> list[Task]:
             )
         _attempt(task_id)
         ran.append(task_id)
+        _settle()
     rows = Task.objects.in_bulk(ran)
     return [rows[task_id] for task_id in ran if task_id in rows]
 
@@ -220,7 +225,7 @@ def _attempt(task_id: uuid.UUID) -> None:
         with _engine() as connection:
             execution.report_progress(connection, [(held.id, held.run, percent, message)])
 
-    item = (held.id.bytes, held.payload, held.attempts + 1, held.starts, None)
+    item = (held.id.bytes, held.payload, held.attempts + 1, held.starts, None, held.in_workflow)
     with _not_spoiling_the_transaction():
         how, result, error, traceback, retryable, delay = child.outcome(held.handler, item, report)
     ended = Ended(
@@ -235,6 +240,13 @@ def _attempt(task_id: uuid.UUID) -> None:
     )
     with transaction.atomic(), _engine() as connection:
         execution.finish(connection, [to_finish(ended, time.monotonic())])
+
+
+def _settle() -> None:
+    """Let those go on that have waited for what has ended."""
+    with _engine() as connection:
+        while settling.settle(connection):
+            pass
 
 
 def _held(grant: execution.Grant) -> Held:
@@ -253,6 +265,9 @@ def _held(grant: execution.Grant) -> Held:
         time_limit=handler.time_limit,
         bundle=Bundle(0, grant.type, lambda: None),
         index=0,
+        snoozes=grant.snoozes,
+        backoff=grant.backoff,
+        in_workflow=grant.in_workflow,
     )
 
 

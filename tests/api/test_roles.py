@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -33,6 +34,14 @@ EXPECTED = {
     ("GET", "/tasks/{path:task_id}/logs"): Role.VIEWER,
     ("GET", "/dead-letters"): Role.VIEWER,
     ("POST", "/bulk"): Role.OPERATOR,
+    ("POST", "/workflows"): Role.PRODUCER,
+    ("GET", "/workflows/{uuidstr:workflow_id}"): Role.VIEWER,
+    ("GET", "/workflows/{uuidstr:workflow_id}/tasks"): Role.VIEWER,
+    ("POST", "/workflows/{uuidstr:workflow_id}/cancel"): Role.OPERATOR,
+    ("POST", "/workflows/{uuidstr:workflow_id}/retry"): Role.OPERATOR,
+    ("POST", "/batches"): Role.PRODUCER,
+    ("POST", "/batches/{uuidstr:batch_id}/tasks"): Role.PRODUCER,
+    ("POST", "/batches/{uuidstr:batch_id}/close"): Role.PRODUCER,
     ("GET", "/workers"): Role.VIEWER,
     ("GET", "/types"): Role.VIEWER,
     ("GET", "/queues"): Role.VIEWER,
@@ -77,6 +86,7 @@ def test_a_route_holds_to_its_role(
     method: str, path: str, client_as: Callable[[str | None], Caller], problem: Problem
 ) -> None:
     address = path.replace("{path:task_id}", "nothing").replace("{name}", "nothing")
+    address = re.sub(r"\{uuidstr:\w+\}", "0198a000-0000-7000-8000-000000000000", address)
     anonymous = client_as(None).call(method, address)
     problem(anonymous, 401)
     assert anonymous["WWW-Authenticate"].startswith("Bearer")

@@ -107,12 +107,8 @@ def plain() -> Any:
 
 
 CANVASES = {
-    "a chain": lambda: chain(hello(), hello()),
-    "a chain of one": lambda: chain(hello()),
-    "a chain by pipes": lambda: hello() | hello(),
     "a chain that ends with a handler": lambda: plain() | hello(),
     "a chain with a handler in the middle": lambda: chain(plain(), hello(), plain()),
-    "a group": lambda: group(hello(), hello()),
     "a group with one handler": lambda: group(plain(), plain(), hello()),
     "a group of a generator": lambda: group(each for each in (plain(), hello())),
     "a chord of handlers": lambda: chord([hello(), hello()], plain()),
@@ -125,6 +121,7 @@ CANVASES = {
     "a map": lambda: echo().map([{"message": "x"}]),
     "a starmap": lambda: echo().starmap([({"message": "x"},)]),
     "chunks": lambda: echo().chunks([({"message": "x"},)], 1),
+    "a chain with a map in it": lambda: hello() | echo().map([{"message": "x"}]),
 }
 
 
@@ -138,6 +135,33 @@ def test_a_canvas_that_names_a_handler_is_refused_before_any_part_is_sent(
 
 def test_a_chord_whose_body_comes_with_the_call_is_refused(refused: Callable[..., str]) -> None:
     assert "demo.echo" in refused(chord([plain(), plain()]), hello())
+
+
+@pytest.mark.parametrize(
+    ("call", "pointer"),
+    [
+        (lambda: chain(hello(), hello().set(link=[hello()])).delay(), "link"),
+        (lambda: chain(hello(), hello()).apply_async(link=[hello()]), "link"),
+        (lambda: group(hello(), hello()).apply_async(link_error=[hello()]), "link_error"),
+        (lambda: chain(hello(), hello().set(task_id="no-uuid")).delay(), "task_id"),
+        (lambda: chain(hello(), echo().s(1, 2)).delay(), "data"),
+        (lambda: chain(hello(), echo().s(nonsense=1)).delay(), "nodes/demo.echo 1/data/nonsense"),
+    ],
+)
+def test_what_a_canvas_of_handlers_cannot_mean_is_refused(
+    refused: Callable[..., str], call: Callable[[], Any], pointer: str
+) -> None:
+    assert refused(call).startswith(f"{pointer}: ")
+
+
+def test_options_and_arguments_of_a_canvas_are_those_of_what_starts_first(broker: redis.Redis) -> None:
+    named = "0198a000-0000-7000-8000-000000000002"
+    last = hello().set(task_id=named, priority=9)
+    result = chain(echo().s(), last).apply_async(({"message": "first"},), countdown=60)
+    assert result.id == named
+    first = Task.objects.get(pk=result.parent.id)
+    assert (first.state, first.payload) == ("scheduled", {"message": "first"})
+    assert Task.objects.filter(pk=named, priority=9, state="blocked").exists()
 
 
 def test_a_canvas_of_plain_tasks_goes_as_ever(broker: redis.Redis) -> None:

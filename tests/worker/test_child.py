@@ -50,7 +50,7 @@ def run(channel: Channel, fork: Callable[[Act], int], monkeypatch: pytest.Monkey
     def bundle(*given: Act, soft: list[float | None] | None = None, wear: Wear | None = None) -> Any:
         acts.extend(given)
         items = [
-            (uuid.uuid4().bytes, f'{{"act": {index}}}', 1, 1, soft[index] if soft else None)
+            (uuid.uuid4().bytes, f'{{"act": {index}}}', 1, 1, soft[index] if soft else None, False)
             for index in range(len(given))
         ]
         channel.tokens[0].put(1, range(len(given)))

@@ -63,7 +63,7 @@ def parse(body: bytes) -> Any:
 def body_limit(request: HttpRequest) -> int:
     """The most bytes that the body of this request may have."""
     match = request.resolver_match
-    if match is not None and match.url_name == BULK_URL_NAME:
+    if match is not None and str(match.url_name).startswith(BULK_URL_NAME):
         return BULK_BYTES
     return max(MEBIBYTE, 4 * settings.MAX_PAYLOAD)
 

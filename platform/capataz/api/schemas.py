@@ -254,6 +254,49 @@ class BulkIn(Request):
     tasks: Annotated[list[TaskIn], Field(min_length=1, max_length=MOST_TASKS)]
 
 
+class NodeIn(TaskIn):
+    """A task of a workflow, and what it waits for."""
+
+    key: Annotated[StrictStr, Field(min_length=1, max_length=200, description="Its name in the workflow.")]
+    after: Annotated[
+        list[StrictStr] | dict[StrictStr, StrictStr],
+        Field(description="The keys of nodes that have to end first; as an object, each with its onFailure."),
+    ] = []
+    on_failure: Annotated[
+        StrictStr, Field(description="If one of these does not succeed: cancel, run or ignore.")
+    ] = "cancel"
+    feed: Annotated[bool, Field(description="Put their results into data.")] = False
+
+
+class _Followed(Request):
+    """What may follow on tasks that belong together: each at most once."""
+
+    name: Annotated[StrictStr, Field(max_length=200)] = ""
+    on_success: Annotated[TaskIn | None, Field(description="When all have succeeded.")] = None
+    on_complete: Annotated[TaskIn | None, Field(description="When all have ended.")] = None
+    on_failure: Annotated[TaskIn | None, Field(description="At the first dead letter.")] = None
+
+
+class WorkflowIn(_Followed):
+    """Tasks that wait for each other: all of them are accepted, or none."""
+
+    nodes: Annotated[list[NodeIn], Field(min_length=1, max_length=MOST_TASKS)]
+
+
+class BatchIn(_Followed):
+    """Tasks that belong together: all of them are accepted, or none."""
+
+    tasks: Annotated[list[TaskIn], Field(max_length=MOST_TASKS)] = []
+    open: Annotated[bool, Field(description="More may be added, until it is closed.")] = False
+
+
+class WorkflowFilter(BaseModel):
+    """Which page of a workflow's tasks."""
+
+    limit: Annotated[int, Field(ge=1, le=MOST_ITEMS)] = 50
+    cursor: UUID | None = None
+
+
 class ReasonIn(Request):
     """Why somebody does this; kept with the event."""
 
@@ -450,6 +493,25 @@ class BulkOut(Answer):
 
     ids: list[UUID]
     count: int
+
+
+class WorkflowOut(Answer):
+    """A workflow or a batch, and what has become of its tasks so far."""
+
+    id: UUID
+    name: str
+    state: Literal["open", "running", "succeeded", "failed", "cancelled"]
+    total: int
+    succeeded: int
+    dead: int
+    cancelled: int
+    expired: int
+    open: Annotated[int, Field(description="Tasks that have not ended.")]
+    callbacks: Annotated[dict[str, UUID], Field(description="The tasks that have followed on it.")]
+    submitted_by: str | None
+    created_at: str
+    closed_at: str | None
+    finished_at: str | None
 
 
 class WorkerOut(Answer):

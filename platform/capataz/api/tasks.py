@@ -52,7 +52,7 @@ class CallerRequest(HttpRequest):
 @router.post("/tasks", auth=Allows(Role.PRODUCER), response={202: TaskOut, codes_4xx: ProblemOut})
 def submit(request: CallerRequest, task: TaskIn) -> HttpResponse:
     """Accept one task. Its data is checked against the schema of its type."""
-    _may_submit(request.auth, task.type)
+    may_submit(request.auth, task.type)
     [task_id] = submit_many([task.submission(request.auth.name)])
     document = task_document.of_one(Task.objects.get(pk=task_id))
     return answer(document, 202, {"Location": f"{request.path}/{task_id}"})
@@ -68,7 +68,7 @@ def submit_bulk(request: CallerRequest, bulk: BulkIn) -> HttpResponse:
     """Accept many tasks at once: all of them, or none and every fault."""
     by = request.auth.name
     for task_type in {task.type for task in bulk.tasks}:
-        _may_submit(request.auth, task_type)
+        may_submit(request.auth, task_type)
     try:
         ids = submit_many([task.submission(by) for task in bulk.tasks])
     except InvalidSubmission as error:
@@ -121,7 +121,7 @@ def replay(
 ) -> HttpResponse:
     """Do an ended task again as a new one, linked to it, with its payload or an edited one."""
     task = _find(task_id)
-    _may_submit(request.auth, task.type)
+    may_submit(request.auth, task.type)
     data = edited.data if edited and "data" in edited.model_fields_set else replaying.AS_IT_WAS
     new = replaying.replay(task, data=data, key=edited.id if edited else None, by=request.auth.name)
     return answer(task_document.of_one(new), 202, {"Location": _address(request, new)})
@@ -162,7 +162,7 @@ def read(request: CallerRequest, task_id: str, reveal: bool = False) -> HttpResp
         return answer(task_document.of_one(task, revealed=True))
 
 
-def _may_submit(caller: Caller, task_type: str) -> None:
+def may_submit(caller: Caller, task_type: str) -> None:
     """Raises Problem 403 if this type needs a higher role. One that does not exist is found later."""
     needed = Role(handlers.find(task_type).role) if handlers.is_registered(task_type) else Role.PRODUCER
     if not caller.role.includes(needed):

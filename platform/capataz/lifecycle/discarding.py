@@ -6,7 +6,7 @@ from django.db import transaction
 
 from capataz import database
 from capataz.errors import IllegalMove
-from capataz.lifecycle import notes
+from capataz.lifecycle import notes, settling
 from capataz.models import Task
 from capataz.states import State
 
@@ -19,6 +19,7 @@ def discard(task: Task, *, reason: str = "", by: str = "") -> Task:
     with transaction.atomic():
         database.be_impatient()
         if Task.objects.filter(pk=task.pk, state=State.DEAD).update(state=State.CANCELLED):
+            Task.objects.filter(pk=task.pk, workflow_id__isnull=False).update(settled_at=settling.NEVER)
             notes.tell("task.discarded", task=task, because=reason, by=by)
     task.refresh_from_db()
     if task.state != State.CANCELLED:

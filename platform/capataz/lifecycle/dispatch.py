@@ -23,7 +23,7 @@ from redis.exceptions import NoPermissionError
 
 from capataz import pointer
 from capataz.database import Connection, Session
-from capataz.lifecycle import circuit_breaking, overriding, rollups, task_results, wakeup
+from capataz.lifecycle import circuit_breaking, overriding, rollups, settling, task_results, wakeup
 from capataz.lifecycle import crew as crews
 from capataz.lifecycle.crew import Crew
 from capataz.lifecycle.lanes import Lanes, aged_after
@@ -108,6 +108,8 @@ class Dispatcher:
             self._lanes.flows = overriding.flows(connection)
             self._crew.single = self._lanes.single
         connection.execute(statement("release_due"), {"most": MOST})
+        if settling.settle(connection):
+            self._released_at = now
         self._lanes.begin()
         keeps_house = now - self._kept_house_at >= HOUSEKEEPING
         if keeps_house:

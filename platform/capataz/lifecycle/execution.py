@@ -37,6 +37,7 @@ class Grant:
     time_limit: float | None
     snoozes: int
     backoff: str | None
+    in_workflow: bool = False
 
 
 @dataclass(frozen=True)

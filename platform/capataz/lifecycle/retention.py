@@ -12,11 +12,11 @@ from typing import Any
 import psycopg
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
-from django.db.models import F, Max, QuerySet
+from django.db.models import Exists, F, Max, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
 from capataz.lifecycle import archive, rollups, task_results
-from capataz.models import Pruned, Task, Worker
+from capataz.models import Dependency, Pruned, Task, Worker, Workflow
 from capataz.models.worker import ALIVE
 from capataz.sql import statement
 from capataz.states import State
@@ -37,6 +37,19 @@ REST = 1.0
 # Milliseconds to wait for the lock on a whole table. All who finish tasks queue up behind whoever waits for
 # it, and a dump holds it off for as long as it runs; what was not got is got the next time.
 TABLE_PATIENCE = 500
+
+# No part of an unfinished workflow, and no parent whose result a task may yet ask for. As in archive.sql.
+_NOT_NEEDED = Q(workflow_id__isnull=True) | ~(
+    Exists(Workflow.objects.filter(pk=OuterRef("workflow_id"), finished_at__isnull=True))
+    | Exists(
+        Dependency.objects.filter(
+            Exists(Task.objects.filter(pk=OuterRef("child_id")).exclude(state=State.SUCCEEDED)),
+            parent_id=OuterRef("pk"),
+        )
+    )
+)
+# An ended workflow without tasks is kept for so long: somebody may still ask how it went.
+KEEP_EMPTY_WORKFLOWS = timedelta(days=1)
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +93,7 @@ def prune(
         deleted[outcome] = deleted.get(outcome, 0) + count
     Pruned.objects.filter(pruned_at__lt=Now() - max(ages.values())).delete()
     Worker.objects.exclude(state__in=ALIVE).filter(stopped_at__lt=Now() - KEEP_WORKERS).delete()
+    _prune_workflows()
     rollups.prune(settings.KEEP_ROLLUPS_DAYS)
     _drop_partitions(max(ages.values()))
     _drop_log_lines(timedelta(days=settings.KEEP_TASK_LOGS_DAYS))
@@ -156,7 +170,7 @@ def _age(given: timedelta | None, days: float) -> timedelta:
 def oldest(state: State, age: timedelta, since: datetime) -> QuerySet[Task, Any]:
     """(id, when it ended) of the tasks that ended in this state longer ago than ``age`` and not before
     ``since``, the oldest first, locked."""
-    ended = Task.objects.filter(state=state, finished_at__lt=Now() - age, finished_at__gte=since)
+    ended = Task.objects.filter(_NOT_NEEDED, state=state, finished_at__lt=Now() - age, finished_at__gte=since)
     ended = ended.filter(**{f"keep__{state.value}__age__isnull": True})  # the others have an age of their own
     free = ended.order_by("finished_at").select_for_update(skip_locked=True)
     return free.values_list("pk", "finished_at")
@@ -182,7 +196,13 @@ def _delete(ids: list[uuid.UUID]) -> None:
     with connection.cursor() as cursor:
         cursor.execute(statement("note_pruned"), {"ids": ids})
     Task.objects.filter(pk__in=ids).delete()
+    Dependency.objects.filter(Q(parent_id__in=ids) | Q(child_id__in=ids)).delete()
     task_results.forget(ids)
+
+
+def _prune_workflows() -> None:
+    ended = Workflow.objects.filter(finished_at__lt=Now() - KEEP_EMPTY_WORKFLOWS)
+    ended.exclude(Exists(Task.objects.filter(workflow_id=OuterRef("pk")))).delete()
 
 
 def prepare_partitions() -> None:

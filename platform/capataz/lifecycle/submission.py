@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
 from typing import Any
@@ -99,6 +99,11 @@ class Submission:
     replay_of: uuid.UUID | None = None
     unique: UniquePolicy | Mapping[str, Any] | None = None
     unique_key: str | None = None
+    # Its payload is given more before it runs (see ``workflows``): what lacks now is no fault.
+    incomplete: bool = False
+
+
+OPTIONS = frozenset(each.name for each in fields(Submission))
 
 
 @dataclass(frozen=True)
@@ -233,6 +238,11 @@ def _rows(submissions: list[Submission], faults: list[Fault], first: int | None)
     return rows
 
 
+def checked(given: Submission) -> dict[str, Any]:
+    """The columns of the task that this submission would become. Raises InvalidSubmission."""
+    return asdict(_row(given))
+
+
 def faults(given: Submission) -> list[Fault]:
     """Everything that is wrong with this submission, by itself."""
     try:
@@ -247,7 +257,8 @@ def _row(given: Submission) -> _Row:
     try:
         known = handlers.find(given.type)
         faults += _unique_faults(given, known)
-        payload = known.parse({} if given.data is None else given.data)
+        data = {} if given.data is None else given.data
+        payload = known.parse_incomplete(data) if given.incomplete else known.parse(data)
         if len(payload.encode()) > settings.MAX_PAYLOAD:
             faults.append(Fault("data", "too_large", f"must be at most {settings.MAX_PAYLOAD} bytes of JSON"))
         faults += _removal_faults(given, known)
@@ -255,7 +266,7 @@ def _row(given: Submission) -> _Row:
         faults += error.faults
     if faults:
         raise InvalidSubmission(faults)
-    own_id = _as_uuid(given.key)
+    own_id = as_uuid(given.key)
     task_id = own_id or new_task_id()
     unique = _unique(given, known)
     waits = unique.wait if isinstance(unique, Debounce) else None
@@ -270,10 +281,11 @@ def _row(given: Submission) -> _Row:
         lane_path=known.flow.path,
         max_attempts=given.max_attempts or known.retry.attempts,
         run_at=given.run_at,
-        delay=waits or given.delay or 0.0,
+        # Of columns with numbers of both kinds psycopg makes nothing.
+        delay=float(waits or given.delay or 0),
         expires_at=given.expires_at,
-        soft_time_limit=given.soft_time_limit,
-        time_limit=given.time_limit,
+        soft_time_limit=given.soft_time_limit and float(given.soft_time_limit),
+        time_limit=given.time_limit and float(given.time_limit),
         submitted_by=given.submitted_by,
         schedule_id=given.schedule_id,
         replay_of=given.replay_of,
@@ -600,7 +612,8 @@ def _moment(name: str, given: Any) -> datetime | None:
     return when and when.replace(tzinfo=when.tzinfo or UTC)
 
 
-def _as_uuid(key: str | None) -> uuid.UUID | None:
+def as_uuid(key: str | None) -> uuid.UUID | None:
+    """The id of the task that a client's id is, if it is one."""
     try:
         return uuid.UUID(key) if key else None
     except ValueError:

@@ -12,14 +12,18 @@ from capataz.models.task import Task
 from capataz.models.token import Role, Token
 from capataz.models.type_policy import Rate, TypePolicy
 from capataz.models.worker import Worker, WorkerState
+from capataz.models.workflow import Dependency, Feeds, OnFailure, Workflow
 
 __all__ = [
     "Attempt",
     "Circuit",
     "CircuitMark",
     "CircuitState",
+    "Dependency",
     "Event",
+    "Feeds",
     "LogLine",
+    "OnFailure",
     "Outcome",
     "Pruned",
     "Queue",
@@ -32,4 +36,5 @@ __all__ = [
     "TypePolicy",
     "Worker",
     "WorkerState",
+    "Workflow",
 ]

@@ -110,6 +110,13 @@ class Task(models.Model):
     submitted_by = models.CharField(max_length=100, null=True, blank=True)
     schedule_id = models.BigIntegerField(null=True, blank=True)
     replay_of = models.UUIDField(null=True, blank=True, help_text="The task that it does again.")
+    workflow_id = models.UUIDField(null=True, blank=True)
+    node = models.CharField(max_length=200, null=True, blank=True, help_text="Its name in its workflow.")
+    # What its workflow knows of it: the end of what time, and as what it was counted. Where settled_at
+    # differs from finished_at, ``settling`` has something to do: an index made by hand (migration 0012) finds
+    # it.
+    settled_at = models.DateTimeField(null=True, blank=True, editable=False)
+    settled_as = models.CharField(max_length=16, null=True, blank=True, editable=False)
 
     unique_key = models.CharField(max_length=32, null=True, blank=True, editable=False)
     unique_scope = models.CharField(
@@ -183,6 +190,12 @@ class Task(models.Model):
                 name="capataz_task_kept",
                 condition=Q(keep__isnull=False, finished_at__isnull=False),
             ),
+            models.Index(
+                "workflow_id",
+                "id",
+                name="capataz_task_of_workflow",
+                condition=Q(workflow_id__isnull=False),
+            ),
             # The oldest of an outcome, for pruning: whatever else is kept, and whatever ids clients chose.
             models.Index(
                 "state", "finished_at", name="capataz_task_ended", condition=Q(finished_at__isnull=False)
@@ -245,6 +258,8 @@ class Task(models.Model):
 
     def obstacle(self) -> str | None:
         """What keeps this task from being started, whenever its turn comes; None if nothing does."""
+        if self.state == State.BLOCKED:
+            return self._open_parents()
         if self.state != State.QUEUED:
             return None
         if Queue.objects.filter(name=self.queue, paused_at__isnull=False).exists():
@@ -256,3 +271,11 @@ class Task(models.Model):
         if circuit is not None:
             return circuit.obstacle()
         return None
+
+    def _open_parents(self) -> str:
+        from capataz.models.workflow import Dependency
+
+        open_ones = Dependency.objects.filter(child_id=self.pk, outcome__isnull=True).order_by("position")
+        names = list(open_ones.values_list("name", flat=True)[:6])
+        more = ", and others" if len(names) > 5 else ""
+        return f"it waits for {', '.join(names[:5])}{more}" if names else "its parents have just ended"

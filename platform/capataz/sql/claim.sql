@@ -24,4 +24,5 @@ UPDATE capataz_task AS task
   FROM grantable
  WHERE task.id = grantable.id
 RETURNING task.id, task.run, task.type, task.payload::text, task.attempts, task.max_attempts,
-          task.losses, task.worker_losses, task.soft_time_limit, task.time_limit, task.snoozes, task.backoff;
+          task.losses, task.worker_losses, task.soft_time_limit, task.time_limit, task.snoozes, task.backoff,
+          task.workflow_id IS NOT NULL;

@@ -41,6 +41,7 @@ from capataz.errors import (
     Verdict,
 )
 from capataz.handlers import Handler, RunningTask, find
+from capataz.lifecycle import parents, workflows
 from capataz.policy import asked_wait
 from capataz.worker import coroutines, durable_task
 from capataz.worker.capture import Capture
@@ -120,8 +121,9 @@ def _die_with_parent() -> None:
 def run_bundle(pipe: int, serial: int, task_type: str, items: list[tuple[Any, ...]]) -> None:
     """Run every task of the bundle that nobody takes back, until this child is worn out.
 
-    Each item is (id, payload, attempt, starts, soft time limit). Raises SystemExit, which ends the child,
-    once it is worn out: what is left of the bundle is taken back by the parent.
+    Each item is (id, payload, attempt, starts, soft time limit, whether it is part of a workflow). Raises
+    SystemExit, which ends the child, once it is worn out: what is left of the bundle is taken back by the
+    parent.
     """
     assert _channel is not None
     pid = os.getpid()
@@ -168,7 +170,7 @@ def outcome(
 
 
 def _call(handler: Handler[Any], item: tuple[Any, ...], report_progress: Callable[[int, str], None]) -> Any:
-    task_id, payload, attempt, starts, _ = item
+    task_id, payload, attempt, starts, _, in_workflow = item
     running = RunningTask(
         id=uuid.UUID(bytes=task_id),
         type=handler.name,
@@ -177,11 +179,16 @@ def _call(handler: Handler[Any], item: tuple[Any, ...], report_progress: Callabl
         report_progress=report_progress,
         report_log=_report_log,
         enter_circuit=circuits.circuit,
+        add_task=lambda type, data, **options: workflows.add_to(running, type, data, **options),
     )
+    if in_workflow:
+        running.find_parents = lambda: parents.of(running.id)
     global _running, _cancel_grace
     _running, _cancel_grace = running, handler.cancel_grace
     with _celery_context(handler, running, payload) as context:
         data = sensitive.opened_text(payload, sensitive.PAYLOAD, running.id)
+        if in_workflow:
+            data = parents.fed(handler, data, running)
         context["retval"] = coroutines.finished(handler.function(running, handler.load(data)))
         context["state"] = "SUCCESS"
     return context["retval"]

@@ -40,6 +40,7 @@ class Held:
     index: int
     snoozes: int = 0
     backoff: str | None = None
+    in_workflow: bool = False  # it may have parents, and others wait for its end
     started: float | None = None  # seconds of the machine's monotonic clock, from the child
     ended: bool = False
     stop_reason: Ending | None = None  # why its process is about to be killed

@@ -346,6 +346,7 @@ class Ledger(threading.Thread):
                 index=index,
                 snoozes=grant.snoozes,
                 backoff=grant.backoff,
+                in_workflow=grant.in_workflow,
             )
             bundle.items.append(held)
             self.held[held.run] = held
@@ -405,8 +406,8 @@ class Ledger(threading.Thread):
                 bundles.append(held.bundle)
         if settled:
             self._callbacks.settled(settled, bundles)
-        if any(each.ending in (Ending.LOST, Ending.GIVEN_BACK) for each in settled):
-            # They wait again, and somebody may be idle. If it fails, the dispatcher looks by itself.
+        if any(each.held.in_workflow or each.ending in (Ending.LOST, Ending.GIVEN_BACK) for each in settled):
+            # They or others wait again, and somebody may be idle: if it fails, the dispatcher looks itself.
             with contextlib.suppress(psycopg.Error):
                 wakeup.ring_on(self.session.connection())
 

@@ -25,10 +25,7 @@ class BundleRequest:
     def execute_using_pool(self, pool: Any, **_: Any) -> Any:
         """Hand the bundle to a child."""
         bundle = self.bundle
-        items = [
-            (held.id.bytes, held.payload, held.attempts + 1, held.starts, held.soft_time_limit)
-            for held in bundle.items
-        ]
+        items = [_item(held) for held in bundle.items]
         bundle.job = pool.apply_async(
             child.run_bundle,
             args=(bundle.pipe, bundle.serial, bundle.type, items),
@@ -101,3 +98,15 @@ class TaskRequest:
 
     def cancel(self, pool: Any, signal: Any = None, **_: Any) -> None:
         """Never on a lost connection: the row, not the message, grants the run."""
+
+
+def _item(held: Held) -> tuple[object, ...]:
+    """What a child is told of one task."""
+    return (
+        held.id.bytes,
+        held.payload,
+        held.attempts + 1,
+        held.starts,
+        held.soft_time_limit,
+        held.in_workflow,
+    )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery import current_app
 from celery import states as celery_states
 from celery.exceptions import TaskRevokedError
 from django_celery_results.backends.database import DatabaseBackend
 
 from capataz import handlers, sensitive
 from capataz.lifecycle import task_results
-from capataz.models import Attempt, Task
+from capataz.models import Attempt, Dependency, Task
 from capataz.states import HELD, State
 
 _CELERY_STATE = {
@@ -64,13 +65,21 @@ def _meta(task: Task) -> dict[str, Any]:
         "status": state,
         "result": result,
         "traceback": _traceback(task) if state == celery_states.FAILURE else None,
-        "children": [],
+        "children": _children(task),
         "date_done": task.finished_at,
         "name": task.type,
         "worker": task.worker_id,
         "retries": max(0, task.attempts - 1),
         "queue": task.queue,
     }
+
+
+def _children(task: Task) -> list[Any]:
+    """The tasks that wait for this one."""
+    if task.workflow_id is None:
+        return []
+    waiting = Dependency.objects.filter(parent_id=task.pk).order_by("id")
+    return [current_app.AsyncResult(str(child)) for child in waiting.values_list("child_id", flat=True)]
 
 
 def _traceback(task: Task) -> str | None:
