@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from capataz.errors import CannotDecrypt, ConfigurationError
 from capataz.keyring import KeyRing, new_key
 
-ONE, TWO = new_key("one"), new_key("two")
+ONE, TWO = f"one:{'A' * 42}E=", f"two:{'B' * 42}E="
 RING = KeyRing([ONE, TWO])
 
 
