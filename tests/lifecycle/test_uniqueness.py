@@ -1,5 +1,6 @@
 """Uniqueness: one task for each key, decided by the database, whatever happens at once."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,6 +12,7 @@ from django.db import connection, transaction
 from capataz import handlers
 from capataz.database import database_now
 from capataz.errors import Conflict, IllegalMove, InvalidSubmission
+from capataz.flow import Fairness, Flow
 from capataz.lifecycle import dispatch
 from capataz.lifecycle.cancellation import cancel
 from capataz.lifecycle.replay import replay
@@ -223,6 +225,17 @@ def test_replace_gives_the_waiting_task_the_new_payload_priority_and_time() -> N
 
 
 @committed
+def test_a_replaced_payload_waits_in_the_lane_of_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = handlers.find("demo.echo")
+    limited = dataclasses.replace(known, flow=Flow(fairness=Fairness(per="payload.message")))
+    monkeypatch.setitem(handlers._registry, "demo.echo", limited)
+    first = echo("ann", unique=Unique(mode="replace"), unique_key="key")
+    assert first.lane == "demo.echo|message|ann"
+    assert echo("bob", unique=Unique(mode="replace"), unique_key="key").pk == first.pk
+    first.refresh_from_db()
+    assert (first.payload["message"], first.lane) == ("bob", "demo.echo|message|bob")
+
+
 def test_what_comes_after_the_release_is_a_task_of_its_own() -> None:
     unique = Unique(by=("payload.message.id",), mode="replace")
     first = echo({"id": 1, "v": 1}, unique=unique)

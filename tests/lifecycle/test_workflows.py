@@ -11,7 +11,7 @@ from django.db.models.functions import Now
 from capataz import handlers
 from capataz.errors import Conflict, IllegalMove, InvalidSubmission
 from capataz.handlers import RunningTask
-from capataz.lifecycle import parents, settling, workflows
+from capataz.lifecycle import parents, settling, submission, workflows
 from capataz.lifecycle.cancellation import cancel
 from capataz.lifecycle.retry import retry
 from capataz.lifecycle.workflows import Workflow, chain, chord, group, step
@@ -301,6 +301,49 @@ def test_callbacks_are_submitted_once_each(player):
     row.refresh_from_db()
     assert sorted(row.called) == ["complete", "failure", "success"]
     assert Task.objects.count() == 5
+
+
+def test_a_callback_has_the_options_that_it_was_given(player):
+    options = {"priority": 9, "backoff": "fixed", "remove_on_complete": 3}
+    asked = submission.submit("demo.echo", **options)
+    with Workflow(on_complete=step("demo.echo", **options)) as flow:
+        node = flow.add("demo.echo", name="a")
+    player.end(node)
+    made = Task.objects.get(workflow_id=None, pk__gt=asked.pk)
+    for name in ("priority", "backoff", "keep", "max_attempts", "lane"):
+        assert getattr(made, name) == getattr(asked, name)
+    with pytest.raises(InvalidSubmission, match="on_complete/unique_key"):
+        Workflow(on_complete=step("demo.echo", unique_key="key")).submit()
+
+
+def test_what_lost_its_unique_key_comes_back_without_it(player):
+    unique = {"unique_key": "key"}
+    with Workflow() as flow:
+        parent = flow.add("demo.echo", name="parent")
+        child = flow.add("demo.echo", name="child", after=[parent], **unique)
+    player.end(parent, dead=True)
+    assert player.states(child) == ["cancelled"]
+    holder = submission.submit("demo.echo", **unique)
+    assert holder.pk != child.id
+    retry(player.task(parent))
+    player.settle()
+    player.end(parent)
+    assert player.states(parent, child) == ["succeeded", "queued"]
+    assert submission.submit("demo.echo", **unique) == holder
+
+
+def test_a_retried_workflow_begins_anew_unless_somebody_holds_its_unique_keys(player):
+    with Workflow() as flow:
+        node = flow.add("demo.echo", name="a", unique_key="key")
+    player.end(node, dead=True)
+    Task.objects.update(cause="it failed", snoozes=3)
+    holder = submission.submit("demo.echo", unique_key="key")
+    with pytest.raises(IllegalMove, match="unique key"):
+        workflows.retry(Row.objects.get())
+    cancel(holder)
+    workflows.retry(Row.objects.get())
+    assert player.states(node) == ["queued"]
+    assert (player.task(node).cause, player.task(node).snoozes) == (None, 0)
 
 
 def test_a_bad_callback_is_refused_with_the_workflow(transactional_db):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+import psycopg
 from django.db import transaction
 from django.db.models.functions import Now
 
@@ -32,8 +33,8 @@ from capataz.sql import statement
 LONGEST_NAME = 200
 SUCCESS, COMPLETE, FAILURE = "success", "complete", "failure"
 _NO_OPTIONS = {"key", "replay_of", "schedule_id", "incomplete", "submitted_by", "type", "data"}
-# What a follow-up cannot have: it is inserted when its time has come, and waits for nothing then.
-_NOT_FOR_CALLBACKS = ("run_at", "expires_at")
+# What a follow-up cannot have: it is inserted once, when its time has come, whatever else there is then.
+_NOT_FOR_CALLBACKS = ("run_at", "expires_at", "unique", "unique_key")
 
 
 @dataclass(frozen=True)
@@ -436,7 +437,7 @@ def _callback(kind: str, given: Step, by: str | None) -> dict[str, Any]:
         raise InvalidSubmission(faults) from None
     columns = (
         "id", "type", "queue", "priority", "payload", "max_attempts", "delay", "soft_time_limit",
-        "time_limit", "submitted_by",
+        "time_limit", "submitted_by", "backoff", "keep", "lane_path",
     )  # fmt: skip
     return {name: str(row[name]) if name == "id" else row[name] for name in columns}
 
@@ -481,10 +482,15 @@ def cancel(workflow: Row, *, reason: str = "", by: str = "") -> Row:
 def retry(workflow: Row, *, by: str = "") -> int:
     """Queue again what failed, expired or was cancelled; returns how many tasks that are. What has succeeded
     is left alone, and what was cancelled for its parents comes back by itself. Raises IllegalMove if there is
-    nothing of the kind."""
+    nothing of the kind, or another task holds the unique key of one of them."""
     with transaction.atomic():
         database.be_impatient()
-        retried = execute(database.driver(), statement("retry_workflow"), {"workflow": workflow.pk})
+        try:
+            with transaction.atomic():
+                retried = execute(database.driver(), statement("retry_workflow"), {"workflow": workflow.pk})
+        except psycopg.errors.UniqueViolation:
+            why = "another task holds the unique key of one of its tasks"
+            raise IllegalMove(f"workflow {workflow} cannot be retried: {why}") from None
         if not retried:
             raise IllegalMove(f"workflow {workflow} has no task that could be retried")
         Row.objects.filter(pk=workflow.pk).update(cancelled_at=None, finished_at=None)

@@ -9,16 +9,18 @@ WITH due AS (
      WHERE workflow.id = kinds.id
 )
 INSERT INTO capataz_task (
-    id, type, queue, priority, state, payload, max_attempts, run_at, soft_time_limit, time_limit, submitted_by
+    id, type, queue, priority, state, payload, max_attempts, run_at, soft_time_limit, time_limit, submitted_by,
+    backoff, keep, lane
 )
 SELECT task.id, task.type, task.queue, task.priority,
        CASE WHEN task.delay > 0 THEN 'scheduled' ELSE 'queued' END,
        task.payload::jsonb, task.max_attempts,
        CASE WHEN task.delay > 0 THEN now() + make_interval(secs => task.delay) END,
-       task.soft_time_limit, task.time_limit, task.submitted_by
+       task.soft_time_limit, task.time_limit, task.submitted_by, task.backoff, task.keep::jsonb,
+       capataz_lane(task.type, task.payload::jsonb, task.lane_path)
   FROM due
  CROSS JOIN LATERAL jsonb_to_record(due.task::jsonb) AS task (
        id uuid, type text, queue text, priority smallint, payload text, max_attempts smallint, delay float8,
-       soft_time_limit float8, time_limit float8, submitted_by text
+       soft_time_limit float8, time_limit float8, submitted_by text, backoff text, keep text, lane_path text
        )
     ON CONFLICT DO NOTHING;

@@ -81,6 +81,9 @@ WITH given AS (
        SET unique_key = CASE WHEN verdict.verdict = 'change' THEN task.unique_key END,
            unique_changes = verdict.times,
            payload = CASE WHEN verdict.verdict = 'change' THEN verdict.payload::jsonb ELSE task.payload END,
+           lane = CASE WHEN verdict.verdict = 'change'
+                       THEN capataz_lane(task.type, verdict.payload::jsonb, split_part(task.lane, '|', 2))
+                       ELSE task.lane END,
            priority = CASE WHEN verdict.verdict = 'change' AND verdict.mode = 'replace'
                            THEN verdict.priority ELSE task.priority END,
            attempts = CASE WHEN verdict.verdict = 'change' AND task.state = 'retrying'

@@ -20,7 +20,8 @@ WITH ended AS (
                         ) THEN 'blocked' ELSE 'queued' END,
            attempts = 0, losses = 0, worker_losses = 0, orphaned = 0, given_back = 0,
            run_at = now(), finished_at = NULL, expires_at = NULL, cancel_requested_at = NULL,
-           error = NULL, progress = NULL, progress_message = NULL,
+           snoozes = 0, error = NULL, cause = NULL, progress = NULL, progress_message = NULL,
+           unique_key = CASE WHEN task.unique_until <= now() THEN NULL ELSE task.unique_key END,
            settled_at = 'epoch'
       FROM ended
      WHERE task.id = ended.id

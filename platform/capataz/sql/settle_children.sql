@@ -1,7 +1,8 @@
 -- settle_children: move these tasks as their parents' ends want it. One that waits is cancelled as soon as a
 -- parent on which it insists has not succeeded, and queued when no parent is left. One that was cancelled for
--- a parent, and for nothing else, waits again when that parent has been retried. Rows that somebody has locked
--- do not come back: the caller sees to it that they are looked at again.
+-- a parent, and for nothing else, waits again when that parent has been retried; without the unique key that it
+-- held, which another task may hold by now. Rows that somebody has locked do not come back: the caller sees to
+-- it that they are looked at again.
 WITH child AS (
     SELECT id, state, finished_at
       FROM capataz_task
@@ -33,6 +34,7 @@ WITH child AS (
            run_at = CASE WHEN verdict.state <> 'queued' OR task.run_at > now() THEN task.run_at
                          ELSE now() END,
            finished_at = CASE WHEN verdict.state = 'cancelled' THEN now() END,
+           unique_key = CASE WHEN verdict.state <> 'blocked' THEN task.unique_key END,
            error = CASE WHEN verdict.state = 'cancelled' THEN 'a task that it waits for has not succeeded' END,
            cancel_requested_at = NULL
       FROM verdict
