@@ -7,9 +7,11 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.db.models.functions import Now
 
-from capataz.lifecycle import exchange
+from capataz.lifecycle import exchange, settling
 from capataz.lifecycle.submission import Submission, submit, submit_many
-from capataz.models import Attempt, Task
+from capataz.lifecycle.workflows import Workflow, step
+from capataz.models import Attempt, Dependency, Task
+from capataz.models import Workflow as Row
 from capataz.states import State
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -74,6 +76,35 @@ def test_what_was_held_waits_again_and_what_is_there_stays_as_it_is(everything, 
     assert Task.objects.filter(state="queued", run=None).count() == 4
     assert sum(exchange.read(tmp_path).values()) == 0
     assert Attempt.objects.filter(outcome="succeeded").count() == 2
+
+
+def test_a_workflow_goes_on_where_it_was(transactional_db, tmp_path):
+    with Workflow("trip", on_success=step("demo.echo")) as flow:
+        first = flow.add("demo.echo", name="first")
+        flow.add("demo.echo", after=[first], feed=True)
+    Task.objects.filter(pk=first.id).update(state="succeeded", finished_at=Now(), result=1)
+    kept = [(model, list(model.objects.values())) for model in (Task, Row, Dependency)]
+    exchange.write(tmp_path)
+    for model, _ in kept:
+        model.objects.all().delete()
+    exchange.read(tmp_path)
+    for model, before in kept:
+        after = list(model.objects.values())
+        for each in (*before, *after):
+            each.pop("id") if model is Dependency else None
+        assert after == before
+    settling.settle(connection.connection)
+    assert sorted(Task.objects.values_list("state", flat=True)) == ["queued", "succeeded"]
+
+
+def test_a_task_whose_unique_key_is_held_is_added_without_it(transactional_db, tmp_path):
+    written = [submit("demo.echo", {"message": n}, unique_key=f"key {n}") for n in (1, 2)]
+    exchange.write(tmp_path)
+    Task.objects.all().delete()
+    holder = submit("demo.echo", unique_key="key 1")
+    assert exchange.read(tmp_path)["pending-tasks.json"] == 2
+    keys = dict(Task.objects.values_list("pk", "unique_key"))
+    assert [keys[task.pk] for task in (holder, *written)] == [holder.unique_key, None, written[1].unique_key]
 
 
 def test_nothing_is_an_empty_array(transactional_db, tmp_path):

@@ -20,6 +20,7 @@ from capataz.errors import CapatazError
 from capataz.lifecycle import wakeup
 from capataz.models.attempt import Attempt
 from capataz.models.task import Task
+from capataz.models.workflow import Dependency, Workflow
 from capataz.sql import statement
 from capataz.states import FINAL, UNFINISHED, State
 
@@ -97,7 +98,9 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _add(batch: list[str], path: Path) -> int:
-    query = sql.SQL(statement("read_tasks")).format(task=_columns(Task), attempt=_columns(Attempt))
+    models = {"task": Task, "attempt": Attempt, "workflow": Workflow, "dependency": Dependency}
+    columns = {name: _columns(model) for name, model in models.items()}
+    query = sql.SQL(statement("read_tasks")).format(**columns)
     values: dict[str, Any] = {"tasks": f"[{','.join(batch)}]"}
     try:
         with psycopg.Cursor(driver()) as cursor:
