@@ -281,6 +281,13 @@ def test_of_several_due_times_one_is_left_where_tasks_must_not_overlap(make: Mak
     assert Event.objects.get(kind="schedule.overlapped").detail["leftOut"] == 4
 
 
+def test_of_several_due_times_of_a_unique_task_the_first_is_accepted(make: Make) -> None:
+    options = {"headers": {"unique": {"mode": "reject"}}}
+    settle(make(options=options, missed=Missed.ALL), now=DUE + 3 * HOUR)
+    assert Task.objects.count() == 1
+    assert events() == ["schedule.refused"] * 2
+
+
 def test_an_ended_task_overlaps_with_nothing(make: Make) -> None:
     rule = make(overlap=Overlap.SKIP)
     settle(rule, now=DUE + HOUR)

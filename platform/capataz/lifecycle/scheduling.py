@@ -17,6 +17,7 @@ from django.db import DatabaseError, transaction
 from django.db.models import Count, Q
 
 from capataz import database, handlers
+from capataz.errors import Conflict
 from capataz.lifecycle import due_times, notes, submission
 from capataz.lifecycle.submission import Submission
 from capataz.models import Schedule, Task
@@ -184,7 +185,11 @@ def _submit(wanted: Sequence[tuple[Rule, Sequence[datetime]]]) -> None:
             for each in wanted:
                 _submit([each])
             return
-        [(rule, _)] = wanted
+        [(rule, dues)] = wanted
+        if isinstance(error, Conflict) and len(dues) > 1:  # they may be in the way of each other
+            for due in dues:
+                _submit([(rule, [due])])
+            return
         refuse(rule, error)
 
 
