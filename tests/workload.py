@@ -354,6 +354,17 @@ def durable_add(x: Any, y: Any = 0) -> Any:
     return x + y
 
 
+@shared_task(base=DurableTask, bind=True, priority=8, expires=3600)
+def durable_product(self: Any, x: Any, y: Any) -> Any:
+    assert [*self.request.args, *self.request.kwargs.values()] == [x, y]
+    return x * y
+
+
+@shared_task(base=DurableTask)
+def durable_sum(numbers: list[Any]) -> Any:
+    return sum(numbers)
+
+
 @shared_task(base=DurableTask)
 def durable_same(*args: Any, **kwargs: Any) -> Any:
     return [repr(args), repr(sorted(kwargs.items()))]

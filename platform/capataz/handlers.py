@@ -222,6 +222,8 @@ class Handler(Generic[Payload]):
 
     def parse_incomplete(self, data: Any) -> str:
         """As ``parse``, of a payload that is given more before it is used: what it lacks is no fault."""
+        if self.is_durable:
+            return self._parse_without_first(data)
         try:
             return self.parse(data)
         except InvalidSubmission as error:
@@ -236,6 +238,15 @@ class Handler(Generic[Payload]):
             detail = f"must contain neither the character U+0000 nor the name {sensitivity.ENVELOPE!r}"
             raise InvalidSubmission([Fault("data", "not_json", detail)])
         return text
+
+    def _parse_without_first(self, data: Any) -> str:
+        """The payload of a durable task that is given its first argument before it runs."""
+        given = data if isinstance(data, dict) else {}
+        args = given.get("args", [])
+        if not isinstance(args, list):
+            return self.parse(data)  # which says what is wrong
+        call = json.loads(self.parse({**given, "args": [None, *args]}))
+        return json.dumps({**call, "args": call["args"][1:]}, ensure_ascii=False)
 
     def fields(self) -> list[str] | None:
         """The names that the payload's model declares, in their order; None if any object will do."""

@@ -6,6 +6,7 @@ from celery import chain, chord, current_app, group
 from capataz.lifecycle.submission import submit
 from capataz.models import Task
 from capataz.models import Workflow as Row
+from tests import workload
 
 
 @pytest.fixture
@@ -54,6 +55,17 @@ def test_the_examples_of_celerys_canvas_work_over_handlers(running, eventually):
     assert spread.get(**PATIENT) == [3, 7]
     assert Row.objects.count() == 8
     eventually(lambda: all(row.state == "succeeded" for row in Row.objects.all()))
+
+
+def test_the_examples_of_celerys_canvas_work_over_durable_functions(running):
+    plus, times, total_of = workload.durable_add.s, workload.durable_product.s, workload.durable_sum.s
+    chained = chain(plus(2, 2), plus(4))()
+    assert (chained.get(**PATIENT), chained.parent.get(**PATIENT)) == (8, 4)
+    assert (times(2, 3) | times(4) | workload.durable_add.si(1, 1) | times(5))().get(**PATIENT) == 10
+    assert group(plus(n, n) for n in range(3))().get(**PATIENT) == [0, 2, 4]
+    assert chord([plus(n, n) for n in range(4)])(total_of()).get(**PATIENT) == 12
+    assert chain(plus(1, 1), group(times(2), times(y=3)), total_of())().get(**PATIENT) == 10
+    assert chain(plus(1, 1), add(y=3))().get(**PATIENT) == 5  # with a handler
 
 
 def test_what_follows_a_failure_does_not_run_and_says_so(running, eventually):

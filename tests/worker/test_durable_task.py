@@ -68,6 +68,26 @@ def test_arguments_that_do_not_fit_are_refused_at_every_door(transactional_db):
     assert Task.objects.count() == 0
 
 
+def test_in_a_canvas_too_a_task_declares_its_options_and_a_call_overrides_them(transactional_db):
+    times = workload.durable_product
+    result = (times.s(1, 2) | times.s(3).set(priority=0, removeOnComplete=0))()
+    for task_id in (times.delay(1, 2).id, result.parent.id, result.id):
+        row = Task.objects.get(pk=task_id)
+        assert row.expires_at is not None
+        assert row.priority == (0 if task_id == result.id else 8)
+    assert Task.objects.get(pk=result.id).keep == {"succeeded": {"count": 0}}
+
+
+@pytest.mark.parametrize(
+    "following", [((3, 4), {}), ((), {"z": 1}), ((), {"x": 1}), (({1, 2},), {})], ids=str
+)
+def test_in_a_canvas_arguments_have_to_fit_what_is_put_before_them(transactional_db, following):
+    args, kwargs = following
+    with pytest.raises(InvalidSubmission, match="nodes/"):
+        (workload.durable_product.s(1, 2) | workload.durable_product.s(*args, **kwargs))()
+    assert Task.objects.count() == 0
+
+
 def test_a_function_is_still_a_function():
     assert workload.durable_add(2, 3) == 5
     assert workload.durable_add.apply((2, 3)).get() == 5

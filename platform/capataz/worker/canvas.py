@@ -117,9 +117,11 @@ def _step(signature: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> St
         args, kwargs = (), {}
     positional, named = (*args, *signature.args), {**signature.kwargs, **kwargs}
     handler = handlers.find(signature.task)
-    asked = submission.asked_by_celery(handler, positional, named, options)
+    asked = submission.asked_by_celery(
+        handler, positional, named, current_app.tasks[handler.name].with_declared(options)
+    )
     known = {name: getattr(asked, name) for name in submission.OPTIONS - {"type", "data", "key"}}
-    given = {name: value for name, value in known.items() if value not in (None, False)}
+    given = {name: value for name, value in known.items() if value is not None and value is not False}
     own_id = submission.as_uuid(asked.key) if asked.key else new_task_id()
     if own_id is None:
         detail = "must be a UUID where a task is part of a canvas"

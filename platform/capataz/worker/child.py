@@ -185,17 +185,19 @@ def _call(handler: Handler[Any], item: tuple[Any, ...], report_progress: Callabl
         running.find_parents = lambda: parents.of(running.id)
     global _running, _cancel_grace
     _running, _cancel_grace = running, handler.cancel_grace
-    with _celery_context(handler, running, payload) as context:
-        data = sensitive.opened_text(payload, sensitive.PAYLOAD, running.id)
-        if in_workflow:
-            data = parents.fed(handler, data, running)
+    data = sensitive.opened_text(payload, sensitive.PAYLOAD, running.id)
+    if in_workflow:
+        data = parents.fed(handler, data, running)
+    with _celery_context(handler, running, data) as context:
         context["retval"] = coroutines.finished(handler.function(running, handler.load(data)))
         context["state"] = "SUCCESS"
     return context["retval"]
 
 
 @contextmanager
-def _celery_context(handler: Handler[Any], running: RunningTask, payload: str) -> Iterator[dict[str, Any]]:
+def _celery_context(
+    handler: Handler[Any], running: RunningTask, payload: str | bytes
+) -> Iterator[dict[str, Any]]:
     """Celery's own signals and ``current_task``, so that what hooks into them works unchanged."""
     task = current_app.tasks[handler.name]
     request = task.context_of(running, payload)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ from django.conf import settings
 from kombu.utils import json as tagged
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer
 
-from capataz import handlers, policy, sensitive
+from capataz import handlers, policy
 from capataz.database import database_now
 from capataz.errors import ConfigurationError, Discard
 from capataz.handlers import MAX_TIME_LIMIT, RunningTask
@@ -123,12 +123,18 @@ class DurableTask(HandlerTask, DjangoTask):
         self._check_arguments(*(args or ()), **(kwargs or {}))
         if self._dump_pydantic_arguments is not None:
             args, kwargs = self._dump_pydantic_arguments(args, kwargs)
-        declared = {name: value for name, value in self._get_exec_options().items() if name in _DECLARED}
-        options = {**declared, **{name: value for name, value in options.items() if value is not None}}
-        options.pop("ignore_result", None)
-        options.pop("shadow", None)
-        task = submission.from_celery(self.handler, args, kwargs, options)
+        task = submission.from_celery(self.handler, args, kwargs, self.with_declared(options))
         return self.AsyncResult(str(task.id))
+
+    def with_declared(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a call, with those that the task itself declares."""
+        declared = {name: value for name, value in self._get_exec_options().items() if name in _DECLARED}
+        given = {name: value for name, value in options.items() if value is not None}
+        return {
+            name: value
+            for name, value in {**declared, **given}.items()
+            if name not in ("ignore_result", "shadow")
+        }
 
     def retry(
         self,
@@ -176,9 +182,10 @@ class DurableTask(HandlerTask, DjangoTask):
         if isinstance(meta, dict) and (percent := _percent(meta)) is not None:
             request.running.progress(percent, str(meta.get("status", state or "")))
 
-    def context_of(self, running: RunningTask, payload: str) -> Request:
-        """The request of this attempt. Raises ValidationError for a payload that is none."""
-        call = self.handler.load(sensitive.opened_text(payload, sensitive.PAYLOAD, running.id))
+    def context_of(self, running: RunningTask, payload: str | bytes) -> Request:
+        """The request of this attempt, whose payload is complete and in the open. Raises ValidationError for
+        one that is none."""
+        call = self.handler.load(payload)
         return Request(
             id=str(running.id),
             root_id=str(running.id),

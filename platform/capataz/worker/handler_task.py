@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from celery.app.task import Context, Task
@@ -51,7 +52,11 @@ class HandlerTask(Task):
         """Submit a task with this payload."""
         return self.apply_async(args, kwargs)
 
-    def context_of(self, running: RunningTask, payload: str) -> Context:
+    def with_declared(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a call, with those that the task itself declares."""
+        return dict(options)
+
+    def context_of(self, running: RunningTask, payload: str | bytes) -> Context:
         """Celery's ``request`` for an attempt. The payload is none of its business."""
         return Context(
             id=str(running.id),
