@@ -46,6 +46,7 @@ class Declared:
         self.paths = list(sensitive)
         self._sensitive = [_parse(path) for path in sensitive]
         self._public = [_parse(path) for path in public]
+        self._columns = frozenset(path[0] for path in self._sensitive)
 
     def __bool__(self) -> bool:
         return bool(self._sensitive)
@@ -60,7 +61,7 @@ class Declared:
 
     def touches(self, column: str) -> bool:
         """Whether anything in this column is sensitive."""
-        return any(declared[0] == column for declared in self._sensitive)
+        return column in self._columns
 
 
 NOTHING = Declared()
