@@ -1,8 +1,11 @@
 """Dead letters and bulk actions over the API."""
 
+import dataclasses
+
 import pytest
 from django.db.models.functions import Now
 
+from capataz import handlers
 from capataz.lifecycle.submission import submit
 from capataz.models import Event, Task
 
@@ -71,6 +74,14 @@ def test_a_producer_cannot_submit_what_needs_an_operator(client_as):
     ]:
         assert client_as("producer").post(path, body).status_code == 403
         assert client_as("operator").post(path, body).status_code == 202
+
+
+def test_whoever_may_not_submit_a_type_does_not_replay_it_in_bulk(operator, dead, monkeypatch, problem):
+    for_admins = dataclasses.replace(handlers.find("demo.echo"), role="admin")
+    monkeypatch.setitem(handlers._registry, "demo.echo", for_admins)
+    problem(operator.post("/bulk", {"action": "replay", "filter": {"status": ["dead"]}}), 403)
+    assert operator.post("/bulk", {"action": "retry", "filter": {"status": ["dead"]}}).status_code == 202
+    assert Task.objects.filter(type="bulk_action").count() == 1
 
 
 def test_a_task_is_replayed_with_edits_under_an_id(operator, dead):

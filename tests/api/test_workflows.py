@@ -12,7 +12,7 @@ pytestmark = pytest.mark.django_db
 def test_a_workflow_is_submitted_whole_and_its_nodes_wait(producer, viewer):
     nodes = [
         {"key": "a", "type": "demo.echo", "data": {"message": "a"}},
-        {"key": "b", "type": "demo.echo", "after": ["a"], "feed": True, "priority": 9},
+        {"key": "b", "type": "demo.echo", "after": ["a"], "feed": True, "priority": 0, "removeOnComplete": 0},
         {"key": "c", "type": "demo.echo", "after": {"a": "run", "b": "ignore"}},
     ]
     answer = producer.post("/workflows", {"name": "etl", "nodes": nodes, "onSuccess": {"type": "demo.echo"}})
@@ -28,7 +28,8 @@ def test_a_workflow_is_submitted_whole_and_its_nodes_wait(producer, viewer):
     assert sorted(item["state"] for item in page["items"]) == ["blocked", "blocked", "queued"]
     assert {item["status"] for item in page["items"]} == {"pending"}
     assert viewer.get(f"/workflows/{document['id']}").json() == document
-    assert Task.objects.get(node="b").priority == 9
+    told = Task.objects.get(node="b")
+    assert (told.priority, told.keep) == (0, {"succeeded": {"count": 0}})
 
 
 @pytest.mark.parametrize(

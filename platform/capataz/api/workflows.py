@@ -173,7 +173,7 @@ def _options(task: TaskIn, caller: Caller) -> dict[str, Any]:
     may_submit(caller, task.type)
     asked = task.submission("")
     named = {name: getattr(asked, name) for name in submission.OPTIONS - {"type", "data", "submitted_by"}}
-    return {name: value for name, value in named.items() if value not in (None, False)}
+    return {name: value for name, value in named.items() if value is not None and value is not False}
 
 
 def _accepted(workflow: Workflow) -> HttpResponse:
