@@ -14,6 +14,7 @@ from hypothesis import strategies as some
 
 from capataz import circuits
 from capataz.circuits import CLOSED, HALF_OPEN, OPEN, Standing
+from capataz.database import Session
 from capataz.errors import CircuitOpen, ConfigurationError
 from capataz.models import Circuit, Event
 from capataz.policy import Circuit as Policy
@@ -146,7 +147,7 @@ def test_callers_that_fail_together_open_it_once(shared: None) -> None:
     policy = Policy(failures=5)
     for _ in range(4):
         fail(policy)
-    sessions = [circuits.Session("caller", durable=False) for _ in range(8)]
+    sessions = [Session("caller", durable=False) for _ in range(8)]
 
     def one(session: Any) -> None:
         connection = session.connection()
@@ -200,7 +201,7 @@ def test_calls_go_through_where_postgresql_cannot_be_asked(
 
     policy = Policy(failures=1)
     fail(policy)
-    monkeypatch.setattr(circuits.Session, "connection", refuse)
+    monkeypatch.setattr(Session, "connection", refuse)
     monkeypatch.setattr(circuits, "_away_until", 0.0)
     assert circuits.call(HOST, lambda: "through", policy) == "through"
     monkeypatch.setattr(circuits, "_away_until", 0.0)

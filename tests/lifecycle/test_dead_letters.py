@@ -154,7 +154,7 @@ def test_the_task_reports_its_progress_and_what_it_did():
 
 def test_a_rate_is_kept(monkeypatch):
     slept = []
-    monkeypatch.setattr(bulk.time, "sleep", slept.append)
+    monkeypatch.setattr("time.sleep", slept.append)
     dead(3)
     bulk.act(Action.DISCARD, Selection(status=["dead"]), name="n", by="", per_second=2)
     assert 1 < sum(slept) <= 1.5

@@ -211,7 +211,7 @@ def test_dispatchers_that_race_on_a_type_in_two_queues_take_no_slot_twice(
         while not stop.is_set():
             most[0] = max(most[0], in_flight())
 
-    def turns(dispatcher: Dispatcher) -> Callable[[], None]:
+    def turns(dispatcher: Dispatcher) -> Callable[[], object]:
         return lambda: [dispatcher.turn() for _ in range(25)] and None
 
     def work() -> None:

@@ -481,7 +481,13 @@ def test_who_holds_a_key_is_looked_up_in_its_index() -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET enable_seqscan = off")
         try:
-            row = {"place": [0], "unique_key": ["k"], "mode": ["debounce"], "payload": ["1"], "priority": [5]}
+            row: dict[str, Any] = {
+                "place": [0],
+                "unique_key": ["k"],
+                "mode": ["debounce"],
+                "payload": ["1"],
+                "priority": [5],
+            }
             more = {name: [None] for name in ("run_at", "delay", "max_wait", "factor", "after", "longest")}
             cursor.execute("EXPLAIN " + statement("meet_unique"), {**row, **more})
             plan = "\n".join(line for (line,) in cursor.fetchall())

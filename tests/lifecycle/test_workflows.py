@@ -304,7 +304,7 @@ def test_callbacks_are_submitted_once_each(player):
 
 
 def test_a_callback_has_the_options_that_it_was_given(player):
-    options = {"priority": 9, "backoff": "fixed", "remove_on_complete": 3}
+    options: dict[str, Any] = {"priority": 9, "backoff": "fixed", "remove_on_complete": 3}
     asked = submission.submit("demo.echo", **options)
     with Workflow(on_complete=step("demo.echo", **options)) as flow:
         node = flow.add("demo.echo", name="a")
@@ -317,7 +317,7 @@ def test_a_callback_has_the_options_that_it_was_given(player):
 
 
 def test_what_lost_its_unique_key_comes_back_without_it(player):
-    unique = {"unique_key": "key"}
+    unique: dict[str, Any] = {"unique_key": "key"}
     with Workflow() as flow:
         parent = flow.add("demo.echo", name="parent")
         child = flow.add("demo.echo", name="child", after=[parent], **unique)

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def run(type: str = "api_integration", **data: Any) -> dict[str, Any]:
 
 
 def test_the_seed_sample_ends_completed(service: Service) -> None:
-    sample = {
+    sample: dict[str, Any] = {
         "endpoint": f"{service.url}/webhook",
         "method": "POST",
         "headers": {"Authorization": "Bearer token"},
@@ -239,7 +240,7 @@ def test_private_addresses_are_refused_when_they_are_submitted(host: str) -> Non
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "172.32.0.1", "100.128.0.1"])
 def test_public_addresses_are_allowed(address: str) -> None:
-    assert is_public(outbound.ip_address(address))
+    assert is_public(ip_address(address))
 
 
 @pytest.mark.parametrize("host", UNUSUAL)
@@ -275,7 +276,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str
         found = answers[min(len(asked), len(answers)) - 1]
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in found]
 
-    monkeypatch.setattr(outbound.socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     return asked
 
 

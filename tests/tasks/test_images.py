@@ -423,7 +423,7 @@ def test_a_text_is_as_opaque_as_it_is_asked_for(
         step("watermark", text="(c) Ana", position="center", opacity=opacity, scale=0.9, color="black"),
     )
     low, high = written(processed).convert("L").getextrema()
-    assert abs(low - darkest) <= 2 and high == 255
+    assert low == pytest.approx(darkest, abs=2) and high == 255
 
 
 def test_a_mark_that_is_a_bomb_is_discarded(uploads: Path) -> None:
