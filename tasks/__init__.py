@@ -2,7 +2,20 @@
 
 from django.conf import settings
 
-from tasks import api_integration, bulk, cleanup, compute, email, external_sync, files, images, upkeep
+from tasks import (
+    api_integration,
+    bulk,
+    cleanup,
+    compute,
+    email,
+    exports,
+    external_sync,
+    files,
+    images,
+    queries,
+    sql_export,
+    upkeep,
+)
 
 __all__ = [
     "api_integration",
@@ -10,11 +23,15 @@ __all__ = [
     "cleanup",
     "compute",
     "email",
+    "exports",
     "external_sync",
     "files",
     "images",
+    "sql_export",
     "upkeep",
 ]
+
+queries.load()
 
 if settings.CAPATAZ_DEMO:
     from tasks import demo

@@ -12,7 +12,15 @@ from pydantic import Field, JsonValue
 
 from capataz.handlers import RunningTask, handler
 from capataz.policy import fixed
+from tasks import queries
 from tasks.payloads import Payload
+
+# The users of this installation, by the text that users of other systems know.
+queries.register(
+    "demo.active_users",
+    "SELECT id, username, email, date_joined FROM auth_user WHERE is_active ORDER BY id",
+    stands_for="SELECT * FROM users WHERE active = true",
+)
 
 LONGEST_SLEEP = 3600  # seconds
 LONGEST_FAILURE = 500  # attempts

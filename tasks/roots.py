@@ -27,6 +27,7 @@ from capataz.errors import Discard
 LONGEST_PATH = 1024
 FILE_MODE, FOLDER_MODE = 0o640, 0o750
 CHUNK = 1024 * 1024
+OWNER = "user.capataz.task"  # the extended attribute with the id of the task that wrote a file
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
@@ -150,11 +151,12 @@ def size_of(file: BinaryIO) -> int:
 
 
 @contextmanager
-def writing(location: Location, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+def writing(location: Location, *, overwrite: bool = False, owner: object = "") -> Iterator[BinaryIO]:
     """A new file that appears at this place, complete and on disk, when the block ends without error.
 
     Missing folders are made. A file that is already there is replaced only with ``overwrite``; without
-    it, one with the very same bytes is accepted, because it is what an earlier attempt left.
+    it, one with the very same bytes is accepted, because it is what an earlier attempt left, and one that
+    the same ``owner`` has written is replaced, where the file system keeps extended attributes.
 
     Raises RefusedPath if another file is in the way, or something that is not a file.
     """
@@ -163,10 +165,13 @@ def writing(location: Location, *, overwrite: bool = False) -> Iterator[BinaryIO
     try:
         with os.fdopen(os.open(temporary, _CREATE, FILE_MODE, dir_fd=folder), "w+b") as file:
             os.fchmod(file.fileno(), FILE_MODE)  # whatever the umask says
+            if owner:
+                with suppress(OSError):
+                    os.setxattr(file.fileno(), OWNER, str(owner).encode())
             yield file
             file.flush()
             os.fsync(file.fileno())
-            _publish(file, temporary, location, folder, overwrite)
+            _publish(file, temporary, location, folder, overwrite or _is_of(owner, location, folder))
         os.fsync(folder)
     finally:
         with suppress(FileNotFoundError):
@@ -265,6 +270,16 @@ def _publish(file: BinaryIO, temporary: str, location: Location, folder: int, ov
             os.link(temporary, location.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
         except FileExistsError:
             _check_same(file, location, folder)
+
+
+def _is_of(owner: object, location: Location, folder: int) -> bool:
+    if not owner:
+        return False
+    try:
+        with _open_regular(location, folder) as there:
+            return os.getxattr(there.fileno(), OWNER) == str(owner).encode()
+    except OSError:  # nothing is there, or nothing is known of it
+        return False
 
 
 def _check_replaceable(location: Location, folder: int) -> None:

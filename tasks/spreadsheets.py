@@ -6,6 +6,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime
+from decimal import Decimal
 from math import isfinite
 from typing import Any, BinaryIO
 from xml.sax.saxutils import escape
@@ -133,6 +134,8 @@ def _cell(value: Any, *, raw: bool) -> str:  # noqa: PLR0911 - a kind of value e
         return f'<c t="b"><v>{int(value)}</v></c>'
     if isinstance(value, int) and abs(value) < LARGEST_INTEGER:
         return f"<c><v>{value}</v></c>"
+    if isinstance(value, Decimal) and value == Decimal(repr(float(value))) and value.is_finite():
+        return f"<c><v>{float(value)!r}</v></c>"
     if isinstance(value, float) and isfinite(value):
         return f"<c><v>{value!r}</v></c>"
     if isinstance(value, datetime) and value.tzinfo is None and value.year >= 1901:

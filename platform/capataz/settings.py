@@ -215,6 +215,14 @@ OUTBOUND_CA_FILE: str = env.str("CAPATAZ_OUTBOUND_CA_FILE", "")
 # sent to its hosts and to nobody else. A value may be a list of keys, the first of which is the newest.
 OUTBOUND_SECRETS: Any = env.json("CAPATAZ_OUTBOUND_SECRETS", {}, validate=outbound_secrets)
 
+# --- Exports ------------------------------------------------------------------------------------------
+
+# A TOML file with the queries that `data_export` may run, beside those that code registers: a table for each,
+# with `sql`, and if need be `parameters`, `timeout` (seconds) and `stands_for`.
+CAPATAZ_QUERIES: Path | None = env.path("CAPATAZ_QUERIES", None)
+# The database, and the role, for `sql_export`: admins' own SQL. Without it, none is run.
+EXPORT_SQL_URL: str = env.str("CAPATAZ_EXPORT_SQL_URL", "")
+
 # --- Django -------------------------------------------------------------------------------------------
 
 DEBUG = False

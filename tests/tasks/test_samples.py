@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from PIL import Image
 from pytest_django import Settings
 
@@ -82,10 +83,13 @@ def test_the_seed_tasks_have_exactly_the_keys_of_the_seed() -> None:
         "email_notification": ["to", "subject", "body", "template", "attachments"],
         "image_processing": ["imagePath", "operations", "outputPath"],
         "file_processing": ["filePath", "operation", "params"],
+        "data_export": ["query", "format", "destination"],
     }
 
 
+@pytest.mark.django_db
 def test_the_seed_tasks_run(samples: Path, sink: SmtpSink) -> None:
+    User.objects.create(username="ana", email="ana@example.com")
     results = {task["type"]: run(**task) for task in SEED_TASKS}
     assert results["image_processing"] | {"bytes": 0} == {
         "outputPath": "/processed/image-thumb.jpg",
@@ -97,12 +101,16 @@ def test_the_seed_tasks_run(samples: Path, sink: SmtpSink) -> None:
     with Image.open(samples / "processed/image-thumb.jpg") as thumbnail:
         assert thumbnail.size == (300, 225)
     assert (results["file_processing"]["rows"], results["file_processing"]["malformed"]) == (50, 0)
+    assert results["data_export"]["rows"] == 1
+    header, row = (samples / "exports/users.csv").read_text().splitlines()
+    assert header == '"id","username","email","date_joined"' and '"ana","ana@example.com"' in row
     (message,) = sink.messages()
     assert (message["To"], message["Subject"]) == ("recipient@example.com", "Subject line")
     (attachment,) = message.iter_attachments()
     assert attachment.get_content() == (samples / "uploads/file1.pdf").read_bytes()
 
 
+@pytest.mark.django_db
 def test_the_seed_tasks_may_run_twice(samples: Path, sink: SmtpSink) -> None:
     for _ in range(2):
         for task in SEED_TASKS:
