@@ -13,6 +13,7 @@ from tasks import (
     files,
     images,
     queries,
+    reports,
     sql_export,
     upkeep,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "external_sync",
     "files",
     "images",
+    "reports",
     "sql_export",
     "upkeep",
 ]

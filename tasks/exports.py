@@ -34,8 +34,8 @@ class Destination(Payload):
     max_rows: Annotated[int, Field(ge=1, le=MOST_ROWS)] = MOST_ROWS
 
 
-class Export(Destination):
-    """The name of a registered query, its parameters, and where the rows go."""
+class Registered(Payload):
+    """The name of a registered query, and its parameters."""
 
     query: Annotated[str, Field(min_length=1, max_length=10_000)]
     params: dict[str, Any] = Field(default={}, max_length=100)
@@ -52,6 +52,10 @@ class Export(Destination):
         if "query" in info.data:
             queries.find(info.data["query"]).values(params)
         return params
+
+
+class Export(Destination, Registered):
+    """The name of a registered query, its parameters, and where the rows go."""
 
 
 @handler(

@@ -34,19 +34,22 @@ def keep_up(task: RunningTask, nothing: Nothing) -> dict[str, Any]:
     from capataz.lifecycle.retention import prune
     from capataz.lifecycle.settling import repair
     from capataz.lifecycle.vacuum import vacuum
+    from capataz.models.report import Report
     from capataz.services.logs import tidy
 
     task.progress(2, "workflows")
     mended = repair(driver())
     task.progress(5, "finished tasks")
     deleted = prune()
+    reports = Report.objects.prune(settings.KEEP_REPORTS_DAYS)
     task.progress(50, "logs")
     logs = tidy(Path(settings.CAPATAZ_DATA_DIR) / "logs", settings.KEEP_LOGS_DAYS)
     task.progress(60, "tables")
     tables = vacuum()
     task.progress(100, "done")
     return {
-        "deleted": deleted, "archived": settings.ARCHIVED, "logs": logs, "tables": tables, "mended": mended,
+        "deleted": deleted, "archived": settings.ARCHIVED, "reports": reports, "logs": logs, "tables": tables,
+        "mended": mended,
     }  # fmt: skip
 
 

@@ -222,6 +222,10 @@ OUTBOUND_SECRETS: Any = env.json("CAPATAZ_OUTBOUND_SECRETS", {}, validate=outbou
 CAPATAZ_QUERIES: Path | None = env.path("CAPATAZ_QUERIES", None)
 # The database, and the role, for `sql_export`: admins' own SQL. Without it, none is run.
 EXPORT_SQL_URL: str = env.str("CAPATAZ_EXPORT_SQL_URL", "")
+# A TrueType font for reports in PDF. Without it, characters beyond Latin-1 are shown as question marks.
+REPORT_FONT: Path | None = env.path("CAPATAZ_REPORT_FONT", None)
+# Days after which reports are deleted.
+KEEP_REPORTS_DAYS = env.float("CAPATAZ_KEEP_REPORTS_DAYS", 30, validate=Range(0.001, 36500))
 
 # --- Django -------------------------------------------------------------------------------------------
 

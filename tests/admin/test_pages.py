@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from capataz.lifecycle.submission import Submission, submit, submit_many
-from capataz.models import Attempt, Circuit, Event, Queue, Schedule, Task, Token, TypePolicy, Worker
+from capataz.models import Attempt, Circuit, Event, Queue, Report, Schedule, Task, Token, TypePolicy, Worker
 from capataz.models.token import digest_of
 
 PLACES = ["task", "worker", "queue", "event", "token"]
@@ -277,3 +278,18 @@ def test_a_types_policy_is_overridden_on_its_page_and_a_bad_one_names_its_field(
     assert not TypePolicy.objects.exists()
     assert Event.objects.filter(kind="type.overridden").count() == 3
     assert signed_in("viewer").get(page).status_code == 403
+
+
+def test_reports_are_downloaded_from_their_list(db: None) -> None:
+    made = uuid.uuid4()
+    Report.objects.keep(made, "<b>Ventas</b>", {"pdf": b"%PDF", "md": b"#"})
+    client = signed_in("viewer")
+    page = client.get("/admin/capataz/report/").content.decode()
+    assert "&lt;b&gt;Ventas" in page
+    for format in ("md", "pdf"):
+        assert f'href="/api/v1/reports/{made}?format={format}"' in page
+    assert client.get(f"/admin/capataz/report/{made}/change/").status_code == 200
+    assert client.get(f"/api/v1/reports/{made}?format=pdf").content == b"%PDF"
+    nobody = User.objects.create_user("nobody", is_staff=True)
+    client.force_login(nobody)
+    assert client.get("/admin/capataz/report/").status_code == 403

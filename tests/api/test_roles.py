@@ -44,6 +44,7 @@ EXPECTED = {
     ("POST", "/batches/{uuidstr:batch_id}/close"): Role.PRODUCER,
     ("GET", "/workers"): Role.VIEWER,
     ("GET", "/types"): Role.VIEWER,
+    ("PUT", "/types/{name}/policy"): Role.OPERATOR,
     ("GET", "/queues"): Role.VIEWER,
     ("POST", "/queues/{name}/pause"): Role.OPERATOR,
     ("POST", "/queues/{name}/resume"): Role.OPERATOR,
@@ -52,6 +53,7 @@ EXPECTED = {
     ("POST", "/circuits/{name}/open"): Role.OPERATOR,
     ("POST", "/circuits/{name}/close"): Role.OPERATOR,
     ("POST", "/circuits/{name}/reset"): Role.OPERATOR,
+    ("GET", "/reports/{uuidstr:report_id}"): Role.VIEWER,
     ("GET", "/openapi.json"): Role.VIEWER,
 }
 

@@ -89,8 +89,8 @@ def test_every_format_has_the_rows_with_their_types(folder: Path, kind: str) -> 
     elif kind == "csv":
         assert path.read_text().splitlines()[2].startswith('"2","ñ","0.5')
     else:
-        rows = json.loads(path.read_text()) if kind == "json" else path.read_text().splitlines()
-        first = rows[0] if kind == "json" else json.loads(rows[0])
+        text = path.read_text()
+        first: dict[str, Any] = json.loads(text)[0] if kind == "json" else json.loads(text.splitlines()[0])
         assert first | {"q": ""} == {
             "n": 1,
             "t": "ñ",

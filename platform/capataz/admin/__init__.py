@@ -2,9 +2,9 @@
 
 from django.contrib import admin
 
-from capataz.admin import circuit, event, queue, schedule, task, token, type_policy, worker
+from capataz.admin import circuit, event, queue, report, schedule, task, token, type_policy, worker
 
-__all__ = ["circuit", "event", "queue", "schedule", "task", "token", "type_policy", "worker"]
+__all__ = ["circuit", "event", "queue", "report", "schedule", "task", "token", "type_policy", "worker"]
 
 admin.site.site_header = admin.site.site_title = "Capataz"
 admin.site.index_title = "Administration"

@@ -10,7 +10,7 @@ from django.urls import URLPattern, path
 from ninja import NinjaAPI
 from ninja.openapi.views import openapi_view
 
-from capataz.api import bulk, circuits, problems, queues, tasks, types, workers, workflows
+from capataz.api import bulk, circuits, problems, queues, reports, tasks, types, workers, workflows
 from capataz.api.auth import Allows
 from capataz.api.body import BodyParser
 from capataz.api.wire import answer
@@ -35,6 +35,7 @@ for kind in (Exception, *problems.NINJA_HANDLES_ITSELF):
     api.add_exception_handler(kind, problems.answer)
 for router in (
     tasks.router, workers.router, types.router, queues.router, bulk.router, circuits.router, workflows.router,
+    reports.router,
 ):  # fmt: skip
     api.add_router("", router)
 

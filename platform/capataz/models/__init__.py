@@ -6,6 +6,7 @@ from capataz.models.event import Event
 from capataz.models.log_line import LogLine
 from capataz.models.pruned import Pruned
 from capataz.models.queue import Queue
+from capataz.models.report import Report, ReportFile
 from capataz.models.rollup import Rollup
 from capataz.models.schedule import Schedule
 from capataz.models.task import Task
@@ -28,6 +29,8 @@ __all__ = [
     "Pruned",
     "Queue",
     "Rate",
+    "Report",
+    "ReportFile",
     "Role",
     "Rollup",
     "Schedule",

@@ -27,7 +27,17 @@ GRANTS: dict[Role, dict[str, list[str]]] = {
     Role.VIEWER: {
         "capataz": [
             f"view_{noun}"
-            for noun in ("task", "attempt", "worker", "queue", "event", "schedule", "circuit", "typepolicy")
+            for noun in (
+                "task",
+                "attempt",
+                "worker",
+                "queue",
+                "event",
+                "schedule",
+                "circuit",
+                "report",
+                "typepolicy",
+            )
         ],
         "tasks": ["view_externalsource"],
         "django_celery_beat": [
