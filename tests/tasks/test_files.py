@@ -268,7 +268,8 @@ from pathlib import Path
 from django.conf import settings
 root = Path(sys.argv[1])
 settings.configure(
-    CAPATAZ_DEMO=False, CAPATAZ_QUERIES=None, DATA_ROOT=root / "data", PROCESSED_ROOT=root / "processed"
+    CAPATAZ_DEMO=False, CAPATAZ_QUERIES=None, ENCRYPTION_KEYS=None,
+    DATA_ROOT=root / "data", PROCESSED_ROOT=root / "processed",
 )
 from capataz.handlers import RunningTask
 from tasks import files
