@@ -1,4 +1,4 @@
-"""What is kept of other services: where they are looked at, how far, and what was found there."""
+"""What is kept of other services, and of the files under the roots: the front matter index."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, ClassVar
 
+from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import GinIndex
 from django.db import models, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
@@ -98,6 +100,31 @@ class ExternalItem(models.Model):
 
     def __str__(self) -> str:
         return f"{self.source} {self.external_id}"
+
+
+class IndexedFile(models.Model):
+    """A Markdown file, as it was when ``frontmatter_index`` read it last."""
+
+    root = models.CharField(max_length=20, help_text="The root under which it lies, such as data.")
+    path = models.CharField(max_length=1024, unique=True, help_text="As clients know it: /data/notes/a.md.")
+    digest = models.CharField(max_length=64, help_text="SHA-256 of its contents.")
+    size = models.BigIntegerField(help_text="Bytes.")
+    modified = models.DateTimeField()
+    stamp = models.CharField(
+        max_length=120, help_text="Of the kernel; empty if it was too young to tell a later change by it."
+    )
+    title = models.CharField(max_length=500)
+    date = models.DateField(null=True)
+    tags = ArrayField(models.CharField(max_length=200))
+    front_matter = models.JSONField()
+    indexed_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["path"]
+        indexes = [GinIndex(fields=["tags"], name="indexed_file_tags")]
+
+    def __str__(self) -> str:
+        return self.path
 
 
 def prune(days: float, *, batch: int = 1000) -> int:

@@ -12,7 +12,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -25,6 +25,7 @@ from pydantic import AfterValidator
 from capataz.errors import Discard
 
 LONGEST_PATH = 1024
+DEEPEST_FOLDER = 100
 FILE_MODE, FOLDER_MODE = 0o640, 0o750
 CHUNK = 1024 * 1024
 OWNER = "user.capataz.task"  # the extended attribute with the id of the task that wrote a file
@@ -194,6 +195,64 @@ def listing(location: Location, pattern: str, *, recursive: bool) -> Iterator[Lo
                     yield Location(location.root, (*location.parts, *below, name))
     finally:
         os.close(top)
+
+
+def surveying(
+    location: Location, *, on_error: Callable[[Location, OSError], None]
+) -> Iterator[tuple[Location, os.stat_result]]:
+    """What lies below a folder and is no folder, with what the kernel says of it; hidden names are left out.
+
+    Links are told of, not followed. A folder that cannot be read is told to ``on_error``, and so is one that
+    lies too deep; one that vanishes meanwhile is as if it had not been there.
+
+    Raises FileNotFoundError if the folder itself is not there, RefusedPath if it is none.
+    """
+    os.close(_enter(location, location.parts))
+    waiting = [location]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            found = _entries(folder)
+        except FileNotFoundError:
+            continue
+        except (OSError, RefusedPath) as error:
+            reason = error if isinstance(error, OSError) else OSError(str(error))
+            on_error(folder, reason)
+            continue
+        for name, status in found:
+            place = Location(folder.root, (*folder.parts, name))
+            if not stat.S_ISDIR(status.st_mode):
+                yield place, status
+            elif len(place.parts) > DEEPEST_FOLDER:
+                on_error(place, OSError(f"it lies more than {DEEPEST_FOLDER} folders deep"))
+            else:
+                waiting.append(place)
+
+
+def _entries(folder: Location) -> list[tuple[str, os.stat_result]]:
+    found = []
+    descriptor = _enter(folder, folder.parts)
+    try:
+        for name in os.listdir(descriptor):  # noqa: PTH208 - a Path has no descriptor
+            if not name.startswith("."):
+                with suppress(FileNotFoundError):
+                    found.append((name, os.stat(name, dir_fd=descriptor, follow_symlinks=False)))
+    finally:
+        os.close(descriptor)
+    return found
+
+
+@contextmanager
+def holding(location: Location) -> Iterator[int]:
+    """A descriptor of the folder at this place; while it is open, no other folder gets its inode.
+
+    Raises FileNotFoundError if it is not there, RefusedPath if it is no folder or behind a link.
+    """
+    descriptor = _enter(location, location.parts)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _check_text(path: str) -> None:

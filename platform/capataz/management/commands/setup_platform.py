@@ -45,13 +45,13 @@ GRANTS: dict[Role, dict[str, list[str]]] = {
         ],
     },
     Role.PRODUCER: {"capataz": ["add_task"]},
-    # What others' services say may be meant for few.
+    # What others' services and files say may be meant for few.
     Role.OPERATOR: {
         "capataz": [
             *("change_task", "change_queue", "change_circuit"),
             *("add_typepolicy", "change_typepolicy", "delete_typepolicy"),
         ],
-        "tasks": ["view_externalitem"],
+        "tasks": ["view_externalitem", "view_indexedfile"],
     },
     Role.ADMIN: {
         "capataz": ["view_token", "add_token", "change_token", "add_schedule", "change_schedule"],
