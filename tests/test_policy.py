@@ -204,6 +204,7 @@ def test_a_backoff_has_full_jitter_unless_it_says_otherwise() -> None:
         {"type": "fixed"},
         {"type": "fixed", "delay": -1},
         {"type": "fixed", "delay": math.nan},
+        {"type": "fixed", "delay": 10**400},
         {"type": "fixed", "delay": "5"},
         {"type": "fixed", "delay": 5, "jitter": "full"},
         {"type": "exponential", "delay": 5, "jitter": "half"},

@@ -293,7 +293,7 @@ def _at(value: Any, steps: list[str]) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _check_seconds(name: str, value: Any) -> None:

@@ -68,6 +68,21 @@ def test_a_young_task_waits_for_the_flood(hire: Hire, new_dispatcher: Callable[[
     assert not set(young) & set(starts_of_a_flood(worker, new_dispatcher(), 12))
 
 
+@pytest.mark.parametrize("limited", [False, True])
+def test_who_was_submitted_long_ago_for_now_is_no_older_than_others(
+    hire: Hire, new_dispatcher: Callable[[], Dispatcher], limited: bool
+) -> None:
+    worker = hire(slots=2)
+    if limited:
+        override("demo.echo", {"limits": [{"concurrency": 4}]})
+    due = tasks(5, priority=0)
+    grow_old(*due)
+    Task.objects.filter(pk__in=[task.pk for task in due]).update(run_at=Now())
+    assert not {task.pk for task in due} & {
+        task.pk for task in starts_of_a_flood(worker, new_dispatcher(), 12)
+    }
+
+
 def test_what_is_released_for_its_age_is_announced_as_the_most_urgent(
     hire: Hire, new_dispatcher: Callable[[], Dispatcher], broker: redis.Redis
 ) -> None:

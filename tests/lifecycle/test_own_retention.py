@@ -14,6 +14,7 @@ from capataz.lifecycle.retention import prune
 from capataz.lifecycle.submission import submit
 from capataz.models import Pruned, Task
 from capataz.states import State
+from capataz.uniqueness import Throttle
 from tests.lifecycle.stage import StagedWorker, tasks
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -46,6 +47,14 @@ def test_true_lets_a_task_go_at_once_and_says_nothing_about_others() -> None:
     usual = ended(1)
     assert prune()["succeeded"] == 2
     assert left() == ids(dead + usual)
+
+
+def test_what_holds_a_unique_key_for_a_time_is_kept_until_then() -> None:
+    [task] = ended(1, remove_on_complete=True, unique=Throttle(period=3600))
+    prune()
+    assert left() == [task.pk]
+    Task.objects.update(unique_until=Now())
+    assert prune()["succeeded"] == 1
 
 
 def test_a_number_keeps_the_newest_of_a_type_and_outcome() -> None:

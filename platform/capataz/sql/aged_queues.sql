@@ -1,5 +1,5 @@
 -- aged_queues: the queues in which a task has waited too long behind others of a higher priority. The oldest
--- of a priority is its first in the index.
+-- of a priority is its first in the index. It has waited since its time had come.
 SELECT DISTINCT queue.name
   FROM capataz_queue AS queue
  CROSS JOIN LATERAL (
@@ -12,7 +12,7 @@ SELECT DISTINCT queue.name
        ) AS first
  CROSS JOIN generate_series(0, 9) AS step (priority)
  CROSS JOIN LATERAL (
-       SELECT task.created_at
+       SELECT coalesce(task.run_at, task.created_at) AS due_at
          FROM capataz_task AS task
         WHERE task.queue = queue.name AND task.state = 'queued' AND task.released_at IS NULL
           AND task.lane IS NULL AND task.priority = step.priority
@@ -21,4 +21,4 @@ SELECT DISTINCT queue.name
        ) AS eldest
  WHERE queue.paused_at IS NULL
    AND step.priority < first.priority
-   AND eldest.created_at <= now() - make_interval(secs => %(aged)s);
+   AND eldest.due_at <= now() - make_interval(secs => %(aged)s);

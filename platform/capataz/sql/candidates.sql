@@ -1,5 +1,6 @@
 -- candidates: the first waiting tasks of each of these lanes, and of those outside of lanes, as many as may
--- be released; and of each priority the oldest, if it has waited too long, which is the first in the index.
+-- be released; and of each priority the oldest, which is the first in the index, if it has waited too long since
+-- its time had come.
 WITH stream AS (
     SELECT * FROM unnest(%(lanes)s::text[], %(rooms)s::int[], %(weights)s::text[]) AS given (lane, room, weight)
 ), candidate AS (
@@ -15,11 +16,11 @@ WITH stream AS (
             LIMIT stream.room
            ) AS first
      UNION ALL
-    SELECT stream.lane, eldest.*, true
+    SELECT stream.lane, eldest.id, eldest.type, eldest.priority, eldest.created_at, eldest.weight, true
       FROM stream
      CROSS JOIN generate_series(0, 10) AS step (priority)
      CROSS JOIN LATERAL (
-           SELECT task.id, task.type, task.priority, task.created_at,
+           SELECT task.id, task.type, task.priority, task.created_at, task.run_at,
                   left(task.payload #>> string_to_array(stream.weight, '.'), 20) AS weight
              FROM capataz_task AS task
             WHERE task.queue = %(queue)s AND task.state = 'queued' AND task.released_at IS NULL
@@ -28,7 +29,7 @@ WITH stream AS (
             LIMIT 1
            ) AS eldest
      WHERE %(look_for_aged)s
-       AND eldest.created_at <= now() - make_interval(secs => %(aged)s)
+       AND coalesce(eldest.run_at, eldest.created_at) <= now() - make_interval(secs => %(aged)s)
      UNION ALL
     SELECT NULL, plain.*, NULL, false
       FROM (
@@ -40,10 +41,10 @@ WITH stream AS (
          LIMIT %(most)s
       ) AS plain
      UNION ALL
-    SELECT NULL, eldest.*, NULL, true
+    SELECT NULL, eldest.id, eldest.type, eldest.priority, eldest.created_at, NULL, true
       FROM generate_series(0, 10) AS step (priority)
      CROSS JOIN LATERAL (
-           SELECT task.id, task.type, task.priority, task.created_at
+           SELECT task.id, task.type, task.priority, task.created_at, task.run_at
              FROM capataz_task AS task
             WHERE task.queue = %(queue)s AND task.state = 'queued' AND task.released_at IS NULL
               AND task.lane IS NULL AND task.type = ANY(%(types)s) AND task.priority = step.priority
@@ -51,6 +52,6 @@ WITH stream AS (
             LIMIT %(share)s
            ) AS eldest
      WHERE %(look_for_aged)s
-       AND eldest.created_at <= now() - make_interval(secs => %(aged)s)
+       AND coalesce(eldest.run_at, eldest.created_at) <= now() - make_interval(secs => %(aged)s)
 )
 SELECT id, type, lane, priority, created_at, weight, aged FROM candidate;

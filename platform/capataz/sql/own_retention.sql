@@ -1,9 +1,10 @@
 -- own_retention: ended tasks with a retention of their own that are past it: the oldest first, so many at most.
 -- A task goes when its age is over, or when enough newer ones of its type and outcome are there. The place of
--- each among them is that in the index, which holds no other tasks. What a workflow still needs stays.
+-- each among them is that in the index, which holds no other tasks. What a workflow still needs
+-- stays, and so does what holds a unique key for a time.
 SELECT id, state, finished_at
   FROM (
-    SELECT id, state, finished_at, workflow_id, keep -> state AS rule,
+    SELECT id, state, finished_at, workflow_id, unique_until, keep -> state AS rule,
            row_number() OVER (PARTITION BY type, state ORDER BY finished_at DESC) AS place
       FROM capataz_task
      WHERE keep IS NOT NULL
@@ -11,6 +12,7 @@ SELECT id, state, finished_at
   ) AS ended
  WHERE (finished_at <= now() - make_interval(secs => (rule ->> 'age')::float8)
         OR place > (rule ->> 'count')::bigint)
+   AND (unique_until IS NULL OR unique_until <= now())
    AND (workflow_id IS NULL OR NOT (
        EXISTS (
            SELECT FROM capataz_workflow AS workflow

@@ -8,7 +8,7 @@ UPDATE capataz_task AS task
      WHERE worker_id IS NULL
        AND released_at IS NOT NULL
        AND priority < 9
-       AND created_at + make_interval(secs => %(aged)s) BETWEEN released_at AND now()
+       AND coalesce(run_at, created_at) + make_interval(secs => %(aged)s) BETWEEN released_at AND now()
      LIMIT %(most)s
        FOR UPDATE SKIP LOCKED
   ) AS aged
