@@ -11,8 +11,8 @@ from django.conf import settings
 from django.db import transaction
 from django_celery_results.models import TaskResult
 
-from capataz import handlers
-from capataz.errors import InvalidSubmission
+from capataz import DurableTask, handlers
+from capataz.errors import ConfigurationError, InvalidSubmission
 from capataz.lifecycle.submission import submit
 from capataz.models import Attempt, Task
 from tests import workload
@@ -211,3 +211,45 @@ def test_a_message_from_before_becomes_the_row_that_it_would_have_been(platform,
     eventually(lambda: "cannot be a row" in worker.log.read_text())
     assert not Task.objects.filter(pk=refused.id).exists()
     eventually(lambda: not broker.exists("default") and not broker.exists("unacked"))
+
+
+def do_nothing():
+    pass
+
+
+@pytest.fixture
+def declare():
+    """Declare a durable function with these options; returns its handler."""
+    names = []
+
+    def made(**options):
+        names.append(f"testing.declared_{len(names)}")
+        durable = current_app.task(base=DurableTask, name=names[-1], **options)(do_nothing)
+        return durable.handler
+
+    yield made
+    for each in names:
+        handlers._registry.pop(each, None)
+        current_app.tasks.pop(each, None)
+
+
+@pytest.mark.parametrize(
+    ("rate_limit", "rate"),
+    [
+        ("100/m", "100/m"),
+        ("10/s", "10/s"),
+        ("5/h", "5/h"),
+        (10, "864000/d"),
+        (0.5, "43200/d"),
+        ("1.5/m", "2160/d"),
+    ],
+)
+def test_a_rate_limit_is_one_for_all_workers(declare, rate_limit, rate):
+    assert [limit.rate for limit in declare(rate_limit=rate_limit).flow.limits] == [rate]
+    assert declare().flow.limits == ()
+
+
+@pytest.mark.parametrize("rate_limit", ["often", "5/x", -1, "0/s", 10**6])
+def test_a_rate_limit_that_makes_no_sense_is_refused(declare, rate_limit):
+    with pytest.raises(ConfigurationError, match="rate_limit of the durable task"):
+        declare(rate_limit=rate_limit)

@@ -20,6 +20,7 @@ from celery.app.trace import _localized
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.serialization import raise_with_context
+from celery.utils.time import rate
 from django.conf import settings
 from kombu.utils import json as tagged
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer
@@ -27,6 +28,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer
 from capataz import handlers, policy
 from capataz.database import database_now
 from capataz.errors import ConfigurationError, Discard
+from capataz.flow import PERIODS, RATE, Limit
 from capataz.handlers import MAX_TIME_LIMIT, RunningTask
 from capataz.lifecycle import submission, task_results
 from capataz.worker import coroutines
@@ -264,9 +266,6 @@ def register(task: Task) -> None:
     """Make a durable task's function a handler. Raises ConfigurationError for what it may not declare."""
     if not isinstance(task, DurableTask) or handlers.is_registered(task.name):
         return
-    if task.rate_limit:
-        why = "is per worker and so no limit: leave it out"
-        raise ConfigurationError(f"rate_limit of the durable task {task.name!r} {why}")
     soft, hard = _limits(task)
 
     def run(running: RunningTask, call: Call) -> Any:
@@ -288,7 +287,22 @@ def register(task: Task) -> None:
         soft_time_limit=soft,
         time_limit=hard,
         from_call=_payload,
+        limit=_limit(task),
     )(run)
+
+
+def _limit(task: Task) -> Limit | None:
+    """The task's ``rate_limit``, which Celery keeps for each worker alone, as one limit for all of them."""
+    if not task.rate_limit:
+        return None
+    text = str(task.rate_limit)
+    try:
+        if not RATE.fullmatch(text):
+            text = f"{round(rate(text) * PERIODS['d'])}/d"
+        return Limit(rate=text)
+    except (ValueError, TypeError, KeyError):
+        hint = "use a number of starts a second, or text such as 100/m: from once a day to 115 times a second"
+        raise ConfigurationError(f"rate_limit of the durable task {task.name!r}: {hint}") from None
 
 
 def waits(error: BaseException) -> float | None:
