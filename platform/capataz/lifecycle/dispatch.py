@@ -144,7 +144,11 @@ class Dispatcher:
             mine = {"lock": RELEASE_LOCK, "queue": queue}
             if connection.execute(statement("lock_queue"), mine).fetchall() != [(True,)]:
                 return []
-            self._lanes.admit(circuit_breaking.gates(connection, types))
+            gates = circuit_breaking.gates(connection, types)
+            self._lanes.admit(gates)
+            if gates:  # tasks of these types go one by one: from lanes, wherever they wait
+                self._lanes.park(connection, queue, types, now=True)
+                laned = True
             room = slots * settings.WINDOW - self._bundles_out(connection, queue)
             if self._lanes.chooses(queue, laned):
                 rows = self._lanes.release(
