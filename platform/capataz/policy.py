@@ -219,7 +219,7 @@ def parse_backoff(given: Any) -> str | None:
     kind, delay = given.get("type"), given.get("delay")
     if kind not in ("exponential", "fixed"):
         raise ValueError("its type must be exponential or fixed")
-    if not (isinstance(delay, int | float) and _is_number(delay) and 0 <= delay <= BACKOFF_CAP * 1000):
+    if not (isinstance(delay, int | float) and is_number(delay) and 0 <= delay <= BACKOFF_CAP * 1000):
         raise ValueError(f"its delay must be 0 to {BACKOFF_CAP * 1000:.0f} milliseconds")
     jitter = given.get("jitter")
     if jitter is None:
@@ -274,17 +274,18 @@ def parse_removal(given: Any) -> dict[str, float]:
         return {}
     if given is True:
         return {"age": 0}
-    if _is_number(given):
+    if is_number(given):
         given = {"count": given}
     if not isinstance(given, Mapping) or not given or not set(given) <= {"age", "count"}:
         raise ValueError("must be true, false, how many to keep, or an object with age (seconds) and count")
     rule = {name: value for name, value in given.items() if value is not None}
-    if "age" in rule and not (_is_number(rule["age"]) and 0 <= rule["age"] <= MAX_AGE):
+    if "age" in rule and not (is_number(rule["age"]) and 0 <= rule["age"] <= MAX_AGE):
         raise ValueError(f"its age must be 0 to {MAX_AGE:.0f} seconds")
     if "count" in rule and not (type(rule["count"]) is int and 0 <= rule["count"] <= MAX_COUNT):
         raise ValueError(f"how many to keep must be 0 to {MAX_COUNT}")
     return rule
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether this is a finite number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

@@ -216,7 +216,8 @@ def _attempt(task_id: uuid.UUID) -> None:
         grants = execution.claim(connection, _worker(), [(task_id, next(_runs))])
     if not grants:
         raise CapatazError("there is nothing to run: the task is past its deadline")
-    held = _held(grants[0])
+    grant = grants[0]
+    held = Held.granted(grant, handlers.find(grant.type), Bundle(0, grant.type, lambda: None), 0)
     held.started = time.monotonic()
     with _engine() as connection:
         execution.mark_running(connection, [(held.id, held.run, 0.0)])
@@ -247,28 +248,6 @@ def _settle() -> None:
     with _engine() as connection:
         while settling.settle(connection):
             pass
-
-
-def _held(grant: execution.Grant) -> Held:
-    handler = handlers.find(grant.type)
-    return Held(
-        id=grant.id,
-        run=grant.run,
-        type=grant.type,
-        handler=handler,
-        payload=grant.payload,
-        attempts=grant.attempts,
-        max_attempts=grant.max_attempts,
-        losses=grant.losses,
-        worker_losses=grant.worker_losses,
-        soft_time_limit=None,
-        time_limit=handler.time_limit,
-        bundle=Bundle(0, grant.type, lambda: None),
-        index=0,
-        snoozes=grant.snoozes,
-        backoff=grant.backoff,
-        in_workflow=grant.in_workflow,
-    )
 
 
 def _worker() -> int:

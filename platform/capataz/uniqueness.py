@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,6 +16,7 @@ from typing import Any
 from django.conf import settings
 
 from capataz.errors import ConfigurationError
+from capataz.policy import is_number
 
 STATES = ("waiting", "unfinished", "until_success", "always")
 MODES = ("return", "reject", "replace")
@@ -158,7 +158,7 @@ class Debounce(_Policy):
                 _check_seconds(name, limit)
                 if limit < self.wait:
                     raise ConfigurationError(f"{name} must not be below wait")
-        if not (_is_number(self.factor) and 1 <= self.factor <= MAX_FACTOR):
+        if not (is_number(self.factor) and 1 <= self.factor <= MAX_FACTOR):
             raise ConfigurationError(f"factor must be 1 to {MAX_FACTOR:g}, not {self.factor!r}")
         if self.factor > 1 and self.longest is None:
             raise ConfigurationError("a factor above 1 needs the longest wait that it may lead to")
@@ -206,7 +206,7 @@ def from_document(document: Any) -> Policy:
     options: dict[str, Any] = {}
     for name, value in given.items():
         if name in _SECONDS:
-            if not _is_number(value):
+            if not is_number(value):
                 raise ConfigurationError(f"{name} must be a number of milliseconds, not {value!r}")
             options[_SECONDS[name]] = value / 1000
             continue
@@ -292,12 +292,8 @@ def _at(value: Any, steps: list[str]) -> Any:
     return value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
-
-
 def _check_seconds(name: str, value: Any) -> None:
-    if not (_is_number(value) and 0 < value <= MAX_SECONDS):
+    if not (is_number(value) and 0 < value <= MAX_SECONDS):
         raise ConfigurationError(
             f"{name} must be above 0 and at most {MAX_SECONDS:.0f} seconds, not {value!r}"
         )

@@ -21,7 +21,7 @@ from capataz.handlers import MAX_TIME_LIMIT, Handler
 from capataz.lifecycle import unique_keys, wakeup
 from capataz.models import Task
 from capataz.models.task import new_task_id
-from capataz.policy import MAX_ATTEMPTS
+from capataz.policy import MAX_ATTEMPTS, is_number
 from capataz.sql import statement
 from capataz.states import State
 from capataz.uniqueness import Debounce, Throttle, Unique
@@ -359,7 +359,7 @@ def _option_faults(given: Submission) -> Iterator[Fault]:
         yield Fault("queue", "unknown_queue", f"must be one of {', '.join(sorted(known_queues()))}")
     if given.key is not None and not (0 < len(given.key) <= 255 and given.key.isprintable()):
         yield Fault("id", "bad_id", "must have 1 to 255 printable characters")
-    if given.delay is not None and not (_is_number(given.delay) and 0 <= given.delay <= MAX_DELAY):
+    if given.delay is not None and not (is_number(given.delay) and 0 <= given.delay <= MAX_DELAY):
         yield Fault("delay", "out_of_range", f"must be 0 to {MAX_DELAY:.0f} seconds")
     if given.max_attempts is not None and not (
         type(given.max_attempts) is int and 1 <= given.max_attempts <= MAX_ATTEMPTS
@@ -375,12 +375,8 @@ def _option_faults(given: Submission) -> Iterator[Fault]:
         elif when is not None and not EARLIEST <= when <= LATEST:
             yield Fault(name, "out_of_range", f"must lie between {EARLIEST:%Y} and {LATEST:%Y}")
     for name, limit in (("timeLimit", given.time_limit), ("softTimeLimit", given.soft_time_limit)):
-        if limit is not None and not (_is_number(limit) and 0 < limit <= MAX_TIME_LIMIT):
+        if limit is not None and not (is_number(limit) and 0 < limit <= MAX_TIME_LIMIT):
             yield Fault(name, "out_of_range", f"must be above 0 and at most {MAX_TIME_LIMIT:.0f} seconds")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _removals(given: Submission) -> Iterator[tuple[str, State, Any]]:
@@ -566,7 +562,7 @@ def asked_on_the_wire(task: Mapping[str, Any]) -> Submission:
 
 def _in_our_words(name: str, value: Any) -> tuple[str, Any]:
     field = _OWN[name]
-    return field, value / 1000 if name in _MILLISECONDS and _is_number(value) else value
+    return field, value / 1000 if name in _MILLISECONDS and is_number(value) else value
 
 
 def _without_contradiction(asked: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from capataz.handlers import Handler
+from capataz.lifecycle.execution import Grant
 
 
 class Ending(enum.Enum):
@@ -48,6 +49,28 @@ class Held:
     kill_at: float | None = None
     told_running: bool = False  # the ledger was told to write it down as running
     shown_running: bool = False  # and has done so
+
+    @classmethod
+    def granted(cls, grant: Grant, handler: Handler[object], bundle: Bundle, index: int) -> Held:
+        """What this grant gives, in this place of a bundle."""
+        return cls(
+            id=grant.id,
+            run=grant.run,
+            type=grant.type,
+            handler=handler,
+            payload=grant.payload,
+            attempts=grant.attempts,
+            max_attempts=grant.max_attempts,
+            losses=grant.losses,
+            worker_losses=grant.worker_losses,
+            soft_time_limit=grant.soft_time_limit or handler.soft_time_limit,
+            time_limit=grant.time_limit or handler.time_limit,
+            bundle=bundle,
+            index=index,
+            snoozes=grant.snoozes,
+            backoff=grant.backoff,
+            in_workflow=grant.in_workflow,
+        )
 
     @property
     def starts(self) -> int:

@@ -330,24 +330,7 @@ class Ledger(threading.Thread):
     def _start_bundle(self, bundle: Bundle, grants: Sequence[Grant]) -> None:
         handler = handlers.find(bundle.type)
         for index, grant in enumerate(grants):
-            held = Held(
-                id=grant.id,
-                run=grant.run,
-                type=grant.type,
-                handler=handler,
-                payload=grant.payload,
-                attempts=grant.attempts,
-                max_attempts=grant.max_attempts,
-                losses=grant.losses,
-                worker_losses=grant.worker_losses,
-                soft_time_limit=grant.soft_time_limit or handler.soft_time_limit,
-                time_limit=grant.time_limit or handler.time_limit,
-                bundle=bundle,
-                index=index,
-                snoozes=grant.snoozes,
-                backoff=grant.backoff,
-                in_workflow=grant.in_workflow,
-            )
+            held = Held.granted(grant, handler, bundle, index)
             bundle.items.append(held)
             self.held[held.run] = held
         bundle.open = len(bundle.items)
