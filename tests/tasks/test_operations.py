@@ -9,7 +9,6 @@ import io
 import json
 import lzma
 import struct
-import uuid
 import zipfile
 from contextlib import suppress
 from datetime import UTC, date, datetime
@@ -27,9 +26,8 @@ from pydantic import ValidationError
 from pytest_django import Settings
 
 from capataz.errors import Discard
-from capataz.handlers import RunningTask
 from tasks import archives, files, operations, spreadsheets
-from tests.tasks.test_files import MEGABYTE, measured
+from tests.tasks.test_files import MEGABYTE, measured, run
 
 FORMATS = ["csv", "json", "ndjson", "parquet", "xlsx"]
 
@@ -40,15 +38,6 @@ def data(settings: Settings, tmp_path: Path) -> Path:
     settings.DATA_ROOT, settings.EXPORT_ROOT = tmp_path / "data", tmp_path / "exports"
     settings.DATA_ROOT.mkdir()
     return tmp_path / "data"
-
-
-def run(operation: str, path: str, seen: list[int] | None = None, **params: Any) -> dict[str, Any]:
-    seen = [] if seen is None else seen
-    task = RunningTask(uuid.uuid4(), "file_processing", 1, 1, lambda percent, message: seen.append(percent))
-    job = files.process.payload.validate_python({"filePath": path, "operation": operation, "params": params})
-    result: dict[str, Any] = files.process.function(task, job)
-    json.dumps(result, allow_nan=False)
-    return result
 
 
 def convert(source: str, target: str, **params: Any) -> dict[str, Any]:
